@@ -1,0 +1,110 @@
+//! Waiting and receiving: what a worker needs from the kernel, as one trait.
+//!
+//! Knows buffers and file descriptors, and no WireGuard. [`ring`] is the io_uring implementation; one on poll(2)
+//! comes beside it. Sends and TUN writes are direct non-blocking calls (`sys::socket`, `sys::tun`) and are not here:
+//! many io_uring sends in flight reorder under back-pressure.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::sys::arena::Slot;
+use crate::types::Source;
+
+pub mod ring;
+
+/// Outer address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Something that becomes writable or fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The worker's TUN queue.
+    Tun,
+    /// The worker's UDP socket of a family.
+    Udp(Family),
+}
+
+/// One receive: a datagram, or a run of datagrams of one flow that the kernel coalesced (UDP_GRO).
+#[derive(Debug)]
+pub struct Datagrams {
+    /// Holds the payload; returns itself when dropped.
+    pub slot: Slot,
+    /// First byte of the payload in the slot.
+    pub start: usize,
+    /// Length of the whole payload.
+    pub len: usize,
+    /// Length of each datagram but the last, which may be shorter; equals `len` if there is one.
+    pub segment: usize,
+    /// The sender.
+    pub remote: SocketAddr,
+    /// Where it arrived; becomes the sticky source.
+    pub source: Option<Source>,
+    /// Outer TOS byte or traffic class; its low two bits are ECN.
+    pub tos: u8,
+    /// The kernel cut it (MSG_TRUNC): larger than the slot.
+    pub truncated: bool,
+}
+
+/// One read from a TUN queue: a virtio-net header and one packet or super-packet.
+#[derive(Debug)]
+pub struct TunRead {
+    /// Holds header and packet from its first byte on; returns itself when dropped.
+    pub slot: Slot,
+    /// Length of header and packet.
+    pub len: usize,
+}
+
+/// What [`Io::wait`] yields.
+#[derive(Debug)]
+pub enum Event {
+    /// Datagrams arrived.
+    Datagrams(Datagrams),
+    /// A packet came from the network stack.
+    Tun(TunRead),
+    /// Somebody rang the worker's eventfd: look at the channels.
+    Wake,
+    /// A target for which [`Io::arm_writable`] was called is writable.
+    Writable(Target),
+    /// A read or receive failed with this errno. The target is re-armed by itself, except a TUN queue with EBADFD
+    /// (the device is gone).
+    Failed(Target, i32),
+}
+
+/// What an [`Io`] counts; plain numbers, read by the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    /// `io_uring_enter` (or poll) calls.
+    pub enters: u64,
+    /// Of these, how many were allowed to sleep.
+    pub sleeps: u64,
+    /// Completions handled.
+    pub completions: u64,
+    /// Receives that ended for want of a buffer (ENOBUFS) and were armed again.
+    pub buffers_exhausted: u64,
+}
+
+/// Waiting and receiving for one worker; owned by its thread.
+pub trait Io {
+    /// Appends at least one event, unless `timeout` passes first (`None`: no limit; zero: do not sleep). Interrupted
+    /// calls return early without an event.
+    ///
+    /// # Errors
+    /// Only what no retry can mend.
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()>;
+
+    /// Asks for one [`Event::Writable`] when `target` takes data again. Idempotent while armed.
+    fn arm_writable(&mut self, target: Target);
+
+    /// Stops or resumes reading the TUN queue. A packet that was read already still arrives.
+    fn read_tun(&mut self, on: bool);
+
+    /// What was counted so far.
+    fn counters(&self) -> IoCounters;
+}

@@ -1,0 +1,3 @@
+//! The packet's way.
+
+pub mod io;

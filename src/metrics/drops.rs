@@ -1,0 +1,104 @@
+//! Drop reasons: one list is the enum, the metric label and the documentation (`docs/metrics.md` is checked against it).
+
+/// Declares the reasons once.
+macro_rules! reasons {
+    ($($variant:ident $label:literal $help:literal;)*) => {
+        /// Why a packet, a datagram or a handshake message was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Drop {
+            $(#[doc = $help] $variant,)*
+        }
+
+        impl Drop {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The metric label.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)* }
+            }
+
+            /// One line of documentation.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Malformed "malformed" "outer datagram with a length or type that WireGuard does not have";
+    Oversized "oversized" "outer datagram larger than a receive slot";
+    UnknownIndex "unknown_index" "transport message whose receiver index names no session";
+    Replayed "replayed" "transport message whose counter was seen already";
+    TooOld "too_old" "transport message whose counter lies behind the replay window";
+    CounterLimit "counter_limit" "transport message whose counter is beyond Reject-After-Messages";
+    KeypairExpired "keypair_expired" "transport message in a keypair older than Reject-After-Time";
+    Unauthentic "unauthentic" "transport message that did not authenticate";
+    InnerMalformed "inner_malformed" "decrypted payload that is no IPv4 or IPv6 packet, or shorter than it says";
+    SourceNotAllowed "source_not_allowed" "decrypted packet whose source address is not the peer's";
+    TunLinkDown "tun_link_down" "packet for the TUN device while its link is down (EIO)";
+    TunInvalid "tun_invalid" "packet that the TUN device refused as invalid (EINVAL)";
+    TunFull "tun_full" "packet for the TUN device while its queue was full";
+    TunFailed "tun_failed" "packet that the TUN device refused with another error";
+    TunMalformed "tun_malformed" "packet read from the TUN device that is no well-formed IP packet or super-packet";
+    NoRoute "no_route" "packet whose destination is in no peer's allowed-ips";
+    NoEndpoint "no_endpoint" "packet for a peer whose endpoint is not known";
+    NoSocket "no_socket" "packet for an endpoint of a family that this host has no socket for";
+    StagedOverflow "staged_overflow" "oldest packet of a full queue that waits for a handshake";
+    StagedExpired "staged_expired" "packet that waited for a handshake which did not come, or whose peer was removed";
+    SendFailed "send_failed" "sealed packet that the kernel refused to send";
+    HandoverFull "handover_full" "packet for another worker whose hand-over queue was full";
+    BadMac1 "bad_mac1" "handshake message whose mac1 is wrong";
+    CookieRequired "cookie_required" "handshake message under load without a valid mac2, answered with a cookie";
+    SourceLimit "source_limit" "handshake message beyond its source's rate limit";
+    PeerLimit "peer_limit" "handshake initiation beyond its peer's rate limit";
+    HandshakeQueueFull "handshake_queue_full" "handshake message while its queue was full";
+    BadInitiation "bad_initiation" "handshake initiation that did not authenticate or names no peer";
+    OldTimestamp "old_timestamp" "handshake initiation whose timestamp is not newer than the greatest seen";
+    BadResponse "bad_response" "handshake response that did not authenticate or answers nothing";
+    BadCookie "bad_cookie" "cookie reply that did not authenticate or answers nothing";
+}
+
+/// How many reasons there are: the length of a counter array.
+pub const REASONS: usize = Drop::ALL.len();
+
+/// Counts by reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drops([u64; REASONS]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([0; REASONS])
+    }
+}
+
+impl Drops {
+    /// Counts one.
+    #[inline]
+    pub fn count(&mut self, reason: Drop) {
+        self.add(reason, 1);
+    }
+
+    /// Counts `n`.
+    #[inline]
+    pub fn add(&mut self, reason: Drop, n: u64) {
+        self.0[reason as usize] += n;
+    }
+
+    /// The count of one reason.
+    #[must_use]
+    pub fn of(&self, reason: Drop) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// Adds another worker's counts.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! arena (to be written: see Slot in dataplane::io)
+
+/// A slot.
+#[derive(Debug)]
+pub struct Slot;
