@@ -1,3 +1,68 @@
-//! Counters: plain integers that a worker owns; a scraper asks for a copy.
+//! Counters: plain integers that a thread owns; a scraper asks for a copy.
 
 pub mod drops;
+
+use drops::Drops;
+
+/// Declares a struct of counters once: fields, names and help texts.
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($field:ident $metric:literal $help:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $(#[doc = $help] pub $field: u64,)*
+            /// Drops by reason (`ringway_drops_total`).
+            pub drops: Drops,
+        }
+
+        impl $name {
+            /// Metric names, help texts and values, in order of declaration.
+            #[must_use]
+            pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($metric, $help, self.$field),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// What a worker counts.
+    WorkerCounters {
+        rx_packets "ringway_rx_packets_total" "transport messages that were authenticated";
+        rx_bytes "ringway_rx_bytes_total" "outer bytes of these";
+        tx_packets "ringway_tx_packets_total" "transport messages that were sealed and handed to the kernel";
+        tx_bytes "ringway_tx_bytes_total" "outer bytes of these";
+        receives "ringway_receives_total" "receives from UDP sockets, each one datagram or a coalesced run";
+        sends "ringway_sends_total" "sends to UDP sockets, each one datagram or a segmented run";
+        send_retries "ringway_send_retries_total" "sends that found the socket full and waited for it";
+        tun_reads "ringway_tun_reads_total" "reads from the TUN queue, each a packet or a super-packet";
+        tun_read_segments "ringway_tun_read_segments_total" "packets that these reads were split into";
+        tun_writes "ringway_tun_writes_total" "writes to the TUN queue, each a packet or a super-packet";
+        tun_written_segments "ringway_tun_written_segments_total" "packets that these writes carried";
+        handed_over "ringway_handed_over_total" "packets given to another worker";
+        taken_over "ringway_taken_over_total" "packets taken from another worker";
+        keepalives "ringway_keepalives_received_total" "transport messages without a packet";
+        connected "ringway_sessions_confirmed_total" "handshakes that were completed and confirmed";
+        stalls "ringway_stalls_total" "times that reading from the TUN queue was paused for want of a send buffer";
+        source_resets "ringway_source_resets_total" "sends repeated without their sticky source address";
+        segment_fallbacks "ringway_segment_fallbacks_total" "segmented sends repeated as plain datagrams";
+        turns "ringway_turns_total" "turns of the worker's loop";
+        enters "ringway_ring_enters_total" "io_uring_enter calls";
+        sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";
+        completions "ringway_ring_completions_total" "io_uring completions handled";
+        buffers_exhausted "ringway_receive_buffers_exhausted_total" "multishot receives that ended for want of a buffer";
+    }
+}
+
+counters! {
+    /// What the handshake thread counts.
+    HandshakeCounters {
+        received "ringway_handshake_messages_total" "handshake messages received";
+        initiations_sent "ringway_initiations_sent_total" "initiations made";
+        responses_sent "ringway_responses_sent_total" "responses made";
+        responses_taken "ringway_responses_accepted_total" "responses that completed a handshake";
+        cookies_sent "ringway_cookies_sent_total" "cookie replies sent under load";
+        cookies_taken "ringway_cookies_accepted_total" "cookie replies accepted";
+        under_load "ringway_under_load_total" "times that the handshake thread came under load";
+    }
+}

@@ -1,0 +1,266 @@
+//! How threads of the data plane reach each other: bounded channels and a bell that is rung only for a sleeper.
+//!
+//! Three channels lead to a worker. `control` and `keys` are never dropped: their one producer waits for room before it
+//! begins what would need it. `handover` carries packets that landed on the wrong worker; it has a budget, and what
+//! does not fit is dropped and counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::metrics::WorkerCounters;
+use crate::noise::{ToHandshaker, ToOwner};
+use crate::sys::eventfd::EventFd;
+use crate::types::{Endpoint, PeerId, Prefix, WorkerId};
+
+/// Key messages that may wait for a worker; the handshake thread begins no work while a queue is full.
+pub const KEY_QUEUE: usize = 256;
+/// Control messages that may wait for a worker; the control thread waits while it is full.
+pub const CONTROL_QUEUE: usize = 256;
+/// Packets handed over that may wait for a worker: its budget.
+pub const HANDOVER_QUEUE: usize = 256;
+/// Requests of all workers that may wait for the handshake thread; what does not fit stays with the worker.
+pub const REQUEST_QUEUE: usize = 4096;
+
+/// Wakes a thread that sleeps in its ring or in poll(2), and costs a load if it does not sleep.
+#[derive(Clone, Debug)]
+pub struct Bell {
+    eventfd: EventFd,
+    sleeping: Arc<AtomicBool>,
+}
+
+impl Bell {
+    /// A bell that rings `eventfd`.
+    #[must_use]
+    pub fn new(eventfd: EventFd) -> Self {
+        Self { eventfd, sleeping: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// The eventfd that the sleeper watches.
+    #[must_use]
+    pub fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+
+    /// Called after a message was queued.
+    #[inline]
+    pub fn ring(&self) {
+        // Pairs with the fence in `about_to_sleep`: either we see the flag, or the sleeper sees our message.
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+            self.eventfd.notify();
+        }
+    }
+
+    /// Called by the owner before its last look at the channels.
+    #[inline]
+    pub fn about_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Called by the owner when it runs again.
+    #[inline]
+    pub fn awake(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A packet that landed on a worker which does not own it.
+#[derive(Debug)]
+pub enum Handover {
+    /// A transport message, whole.
+    Datagram {
+        /// The outer payload.
+        bytes: Box<[u8]>,
+        /// Sender and sticky source.
+        endpoint: Endpoint,
+        /// Outer TOS byte.
+        tos: u8,
+    },
+    /// What was read from a TUN queue: virtio-net header and packet.
+    Tun(Box<[u8]>),
+}
+
+/// From the control thread to a worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// This worker owns a new peer.
+    AddPeer(PeerId),
+    /// Forget the peer and its prefixes; acknowledged.
+    RemovePeer(PeerId, Sender<()>),
+    /// Our own key changed: every keypair ends now.
+    ClearAllKeys,
+    /// A key of the peer changed: its keypairs end now.
+    ClearKeys(PeerId),
+    /// Set by the operator; `wg set … endpoint`.
+    SetEndpoint(PeerId, SocketAddr),
+    /// Persistent keepalive interval in seconds.
+    SetKeepalive(PeerId, Option<u16>),
+    /// Prefixes and their owners, for every worker's table.
+    AddPrefixes(Arc<[(Prefix, PeerId, WorkerId)]>),
+    /// Prefixes that nobody owns any more; acknowledged.
+    RemovePrefixes(Arc<[Prefix]>, Sender<()>),
+    /// Routes, addresses, rules or the fwmark changed: sticky sources are stale.
+    ClearSources,
+    /// The device's MTU changed, bytes.
+    SetMtu(u32),
+    /// Sockets of a new reuseport group (another listen port).
+    ReplaceSockets(super::Sockets),
+    /// Send back counters and per-peer statistics.
+    Report(Sender<WorkerReport>),
+    /// Leave the loop.
+    Stop,
+}
+
+/// A worker's answer to [`ToWorker::Report`].
+#[derive(Debug)]
+pub struct WorkerReport {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Its counters.
+    pub counters: WorkerCounters,
+    /// Its peers.
+    pub peers: Vec<PeerReport>,
+    /// Why UDP_SEGMENT is not used on this worker, if so.
+    pub send_offload_off: Option<&'static str>,
+    /// Why super-packets are not written to the TUN device, if so.
+    pub write_offload_off: Option<&'static str>,
+}
+
+/// Statistics of one peer.
+#[derive(Clone, Debug)]
+pub struct PeerReport {
+    /// The peer.
+    pub peer: PeerId,
+    /// Its outer address, if known.
+    pub endpoint: Option<SocketAddr>,
+    /// When its last handshake completed.
+    pub last_handshake: Option<crate::types::Time>,
+    /// Received bytes, outer, authenticated.
+    pub rx_bytes: u64,
+    /// Sent bytes, outer.
+    pub tx_bytes: u64,
+}
+
+/// From workers to the handshake thread.
+#[derive(Debug)]
+pub enum Request {
+    /// From a peer's session.
+    Protocol(ToHandshaker),
+    /// A session was confirmed: initiations from this address are worth more than a stranger's.
+    Live(PeerId, SocketAddr),
+    /// A handshake message that arrived on a worker's socket (a GRO run of mixed types).
+    Message {
+        /// The outer payload; never longer than an initiation.
+        bytes: arrayvec::ArrayVec<u8, { crate::noise::INITIATION_LEN }>,
+        /// Sender and sticky source.
+        endpoint: Endpoint,
+    },
+}
+
+/// The sending halves that lead to one worker.
+#[derive(Clone, Debug)]
+pub struct WorkerLink {
+    control: Sender<ToWorker>,
+    keys: Sender<ToOwner>,
+    handover: Sender<Handover>,
+    bell: Bell,
+}
+
+impl WorkerLink {
+    /// Queues a control message; waits while the queue is full. False if the worker is gone.
+    pub fn control(&self, message: ToWorker) -> bool {
+        let sent = self.control.send(message).is_ok();
+        self.bell.ring();
+        sent
+    }
+
+    /// True if a key message would find room. Reliable for the handshake thread, the only producer.
+    #[must_use]
+    pub fn has_key_room(&self) -> bool {
+        !self.keys.is_full()
+    }
+
+    /// Queues a key message. The caller has asked [`Self::has_key_room`] before it began the work.
+    pub fn keys(&self, message: ToOwner) {
+        // A full queue cannot be (see above); a closed one means that the process ends.
+        let _ = self.keys.try_send(message);
+        self.bell.ring();
+    }
+
+    /// Hands a packet over. False if the budget is used up.
+    #[must_use]
+    pub fn handover(&self, packet: Handover) -> bool {
+        let sent = self.handover.try_send(packet).is_ok();
+        self.bell.ring();
+        sent
+    }
+}
+
+/// The receiving halves; owned by the worker.
+#[derive(Debug)]
+pub struct WorkerInbox {
+    /// Control messages.
+    pub control: Receiver<ToWorker>,
+    /// Key messages.
+    pub keys: Receiver<ToOwner>,
+    /// Packets handed over.
+    pub handover: Receiver<Handover>,
+    /// Rung by the senders.
+    pub bell: Bell,
+}
+
+impl WorkerInbox {
+    /// True if control or the handshake thread has said something.
+    #[must_use]
+    pub fn has_messages(&self) -> bool {
+        !self.control.is_empty() || !self.keys.is_empty()
+    }
+}
+
+/// The channels of one worker.
+#[must_use]
+pub fn worker_channels(bell: Bell) -> (WorkerLink, WorkerInbox) {
+    let (control_tx, control) = bounded(CONTROL_QUEUE);
+    let (keys_tx, keys) = bounded(KEY_QUEUE);
+    let (handover_tx, handover) = bounded(HANDOVER_QUEUE);
+    (
+        WorkerLink { control: control_tx, keys: keys_tx, handover: handover_tx, bell: bell.clone() },
+        WorkerInbox { control, keys, handover, bell },
+    )
+}
+
+/// The way from workers to the handshake thread.
+#[derive(Clone, Debug)]
+pub struct RequestLink {
+    requests: Sender<Request>,
+    bell: Bell,
+}
+
+impl RequestLink {
+    /// A link and its receiving end.
+    #[must_use]
+    pub fn new(bell: Bell) -> (Self, Receiver<Request>) {
+        let (requests, receiver) = bounded(REQUEST_QUEUE);
+        (Self { requests, bell }, receiver)
+    }
+
+    /// Queues a request, or gives it back if the queue is full. Dropped in silence while the process ends.
+    ///
+    /// # Errors
+    /// The request, when the queue is full.
+    #[allow(clippy::result_large_err, reason = "the request itself comes back, to be tried again next turn")]
+    pub fn send(&self, request: Request) -> Result<(), Request> {
+        match self.requests.try_send(request) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(())
+            }
+            Err(TrySendError::Full(request)) => Err(request),
+            Err(TrySendError::Disconnected(_)) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The outbound way: TUN → split → seal → UDP.
+//!
+//! Packets of one peer that follow one another are gathered into a *run*, written into one send buffer, sealed at once
+//! and sent by one `sendmsg`. A run holds what one UDP_SEGMENT send may hold: equal sizes (the last may be shorter),
+//! one endpoint, one receiver index, one TOS. It never outlives the turn of the loop, so it adds no delay.
+//!
+//! A sealed run is never dropped for want of room in the socket and never overtaken: it waits at the head of its
+//! socket's queue. Every waiting run holds a send buffer; when none is left, the worker stops reading its TUN queue.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use super::Sockets;
+use super::io::Family;
+use super::offload::split::SuperPacket;
+use super::worker::Core;
+use crate::crypto::aead::{self, Span, TAG_LEN};
+use crate::metrics::drops::Drop;
+use crate::sys::arena::{Arena, Slot};
+use crate::sys::socket;
+use crate::types::{Endpoint, PeerId, Time};
+use crate::wire::wireguard::{self, TRANSPORT_HEADER_LEN};
+
+/// Most segments of one UDP_SEGMENT send that any kernel takes (UDP_MAX_SEGMENTS, include/linux/udp.h).
+pub const MAX_SEGMENTS: usize = 128;
+/// Longest payload of one send. Beyond it the kernel cuts segments in software without a word (measured).
+pub const MAX_SEND: usize = 65_493;
+/// Bytes that the protocol adds to a packet.
+pub const OVERHEAD: usize = TRANSPORT_HEADER_LEN + TAG_LEN;
+/// TOS of handshake messages: DSCP AF41, as the kernel module sends them.
+pub const HANDSHAKE_TOS: u8 = 0x88;
+/// Endpoints that go without UDP_SEGMENT for a while; the oldest leaves when the table is full.
+const PLAIN_ENDPOINTS: usize = 64;
+/// How long such an endpoint goes without.
+const PLAIN_FOR: Duration = Duration::from_secs(600);
+/// A packet of the TUN queue needs at most this many send buffers: its own bytes and the protocol's, plus one that a
+/// run of another peer may hold open.
+const BUFFERS_PER_PACKET: usize = 3;
+
+/// Packets of one peer, gathered for one send.
+struct Run {
+    slot: Slot,
+    spans: ArrayVec<Span, MAX_SEGMENTS>,
+    /// Bytes used in the buffer.
+    used: usize,
+    /// Outer size of each packet but the last.
+    segment: usize,
+    /// A shorter packet was the last one that fits.
+    closed: bool,
+    peer: u32,
+    first_counter: u64,
+    remote_index: u32,
+    tos: u8,
+    /// False for a keepalive.
+    data: bool,
+}
+
+/// A sealed run on its way.
+struct Sealed {
+    slot: Slot,
+    /// What is left to send: `start..len`.
+    start: usize,
+    len: usize,
+    segment: usize,
+    /// One datagram per send.
+    plain: bool,
+    endpoint: Endpoint,
+    tos: u8,
+    peer: PeerId,
+}
+
+/// What the socket said to a sealed run.
+enum Outcome {
+    Done,
+    /// No room; the rest of the run comes back.
+    Full(Sealed),
+}
+
+/// The sending half of a worker.
+pub struct Outbound {
+    arena: Arena,
+    sockets: Sockets,
+    run: Option<Run>,
+    waiting: [VecDeque<Sealed>; 2],
+    segment_limit: usize,
+    /// Why UDP_SEGMENT is off for good, if it is.
+    pub segment_off: Option<&'static str>,
+    plain: ArrayVec<(SocketAddr, Time), PLAIN_ENDPOINTS>,
+}
+
+impl Outbound {
+    /// `segment_limit`: the probed number of segments per send, 1 if the kernel has no UDP_SEGMENT.
+    ///
+    /// # Errors
+    /// When the send buffers cannot be had.
+    pub fn new(sockets: Sockets, buffers: u16, segment_limit: usize) -> io::Result<Self> {
+        let buffers = buffers.max(4);
+        Ok(Self {
+            arena: Arena::new(buffers, 64 << 10)?,
+            sockets,
+            run: None,
+            waiting: [VecDeque::with_capacity(buffers.into()), VecDeque::with_capacity(buffers.into())],
+            segment_limit: segment_limit.clamp(1, MAX_SEGMENTS),
+            segment_off: (segment_limit <= 1).then_some("the kernel has no UDP_SEGMENT"),
+            plain: ArrayVec::new(),
+        })
+    }
+
+    /// Sockets of another listen port. What waits is sent through the new ones.
+    pub fn replace_sockets(&mut self, sockets: Sockets) {
+        self.sockets = sockets;
+    }
+
+    /// True if a whole packet of the TUN queue can be taken.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.arena.free() + usize::from(self.run.is_some()) >= BUFFERS_PER_PACKET
+    }
+
+    /// True if this family's socket has runs waiting.
+    #[must_use]
+    pub fn is_waiting(&self, family: Family) -> bool {
+        !self.waiting[family as usize].is_empty()
+    }
+
+    /// Splits a packet of `peer` into the current run and further ones. The caller has asked [`Self::has_room`].
+    /// False if the peer has no keypair to seal with: the packet is to be staged.
+    pub fn packet(&mut self, core: &mut Core, slot: u32, packet: &SuperPacket<'_>) -> bool {
+        let mtu = core.mtu as usize;
+        let now = core.now;
+        let count = packet.segments();
+        if wireguard::padded_len(packet.segment_len(0), mtu) + OVERHEAD > MAX_SEND {
+            core.counters.drops.count(Drop::TooLarge);
+            return true;
+        }
+        let Some(peer) = core.peers.by_slot(slot) else { return true };
+        let Some(reserved) = peer.session.reserve(count as u64, now) else { return false };
+        core.counters.tun_read_segments += count as u64;
+        let tos = packet.outer_tos();
+        for i in 0..count {
+            let padded = wireguard::padded_len(packet.segment_len(i), mtu);
+            let counter = reserved.first_counter + i as u64;
+            if !self.make_room(core, slot, reserved.remote_index, counter, tos, padded, true) {
+                core.counters.drops.add(Drop::SendFailed, (count - i) as u64);
+                break;
+            }
+            if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
+                let written = packet.write_segment(i, space);
+                space[written..].fill(0);
+            }
+        }
+        true
+    }
+
+    /// Puts an empty transport message of `peer` on its way.
+    pub fn keepalive(&mut self, core: &mut Core, slot: u32) {
+        let now = core.now;
+        let Some(peer) = core.peers.by_slot(slot) else { return };
+        let Some(reserved) = peer.session.reserve(1, now) else { return };
+        self.flush(core);
+        if self.make_room(core, slot, reserved.remote_index, reserved.first_counter, 0, 0, false) {
+            let _ = self.run.as_mut().and_then(|run| run.append(0, reserved.first_counter));
+            self.flush(core);
+        }
+    }
+
+    /// Makes the open run one that takes a packet of `padded` bytes. False if there is no send buffer.
+    #[allow(clippy::too_many_arguments, reason = "the properties that a run has in common")]
+    fn make_room(
+        &mut self,
+        core: &mut Core,
+        peer: u32,
+        remote_index: u32,
+        counter: u64,
+        tos: u8,
+        padded: usize,
+        data: bool,
+    ) -> bool {
+        let limit = self.segment_limit;
+        if let Some(run) = &self.run {
+            let same = run.peer == peer && run.remote_index == remote_index && run.tos == tos && run.data == data;
+            let next = run.first_counter + run.spans.len() as u64;
+            if same && next == counter && run.fits(padded, limit) {
+                return true;
+            }
+            self.flush(core);
+        }
+        let Some(slot) = self.arena.take() else { return false };
+        self.run = Some(Run {
+            slot,
+            spans: ArrayVec::new(),
+            used: 0,
+            segment: padded + OVERHEAD,
+            closed: false,
+            peer,
+            first_counter: counter,
+            remote_index,
+            tos,
+            data,
+        });
+        true
+    }
+
+    /// Seals the open run and sends it.
+    pub fn flush(&mut self, core: &mut Core) {
+        let Some(mut run) = self.run.take() else { return };
+        let Some(peer) = core.peers.by_slot(run.peer) else { return };
+        let packets = run.spans.len() as u64;
+        let sealed = peer
+            .session
+            .sending_key(run.remote_index)
+            .is_some_and(|key| aead::seal_run(key, run.first_counter, &mut run.slot, &run.spans));
+        let Some(endpoint) = peer.session.endpoint() else {
+            core.counters.drops.add(Drop::NoEndpoint, packets);
+            return;
+        };
+        if !sealed {
+            core.counters.drops.add(Drop::SendFailed, packets);
+            return;
+        }
+        peer.session.sent(run.data, run.used as u64, core.now);
+        let id = peer.id;
+        core.counters.tx_packets += packets;
+        core.counters.tx_bytes += run.used as u64;
+        core.settle(run.peer);
+        let plain = self.segment_off.is_some() || self.is_plain(endpoint.remote, core.now);
+        let sealed = Sealed {
+            slot: run.slot,
+            start: 0,
+            len: run.used,
+            segment: run.segment,
+            plain,
+            endpoint,
+            tos: run.tos,
+            peer: id,
+        };
+        self.enqueue(core, sealed);
+    }
+
+    fn enqueue(&mut self, core: &mut Core, sealed: Sealed) {
+        let queue = family_of(sealed.endpoint.remote) as usize;
+        if !self.waiting[queue].is_empty() {
+            self.waiting[queue].push_back(sealed);
+            return;
+        }
+        if let Outcome::Full(rest) = self.transmit(core, sealed) {
+            core.counters.send_retries += 1;
+            self.waiting[queue].push_back(rest);
+        }
+    }
+
+    /// The socket of `family` takes data again: sends what waits, in order.
+    pub fn writable(&mut self, core: &mut Core, family: Family) {
+        while let Some(sealed) = self.waiting[family as usize].pop_front() {
+            if let Outcome::Full(rest) = self.transmit(core, sealed) {
+                core.counters.send_retries += 1;
+                self.waiting[family as usize].push_front(rest);
+                return;
+            }
+        }
+    }
+
+    /// Sends a handshake message. Its loss is mended by the peer's timers, so it does not wait.
+    pub fn handshake(&mut self, core: &mut Core, peer: Option<PeerId>, endpoint: Endpoint, message: &[u8]) {
+        let Some(socket) = self.sockets.towards(endpoint.remote) else {
+            core.counters.drops.count(Drop::NoSocket);
+            return;
+        };
+        let send = |source| socket::send(socket.as_fd(), message, endpoint.remote, source, HANDSHAKE_TOS, None);
+        let mut result = send(endpoint.source);
+        if endpoint.source.is_some() && result.as_ref().is_err_and(is_stale_source) {
+            core.counters.source_resets += 1;
+            if let Some(peer) = peer.and_then(|id| core.peers.by_id(id)) {
+                peer.session.clear_source();
+            }
+            result = send(None);
+        }
+        if result.is_err() {
+            core.counters.drops.count(Drop::SendFailed);
+        }
+    }
+
+    /// Sends all of a run or as much as the socket takes.
+    fn transmit(&mut self, core: &mut Core, mut run: Sealed) -> Outcome {
+        while run.start < run.len {
+            let end = if run.plain { (run.start + run.segment).min(run.len) } else { run.len };
+            let segmented = end - run.start > run.segment;
+            let result = match self.sockets.towards(run.endpoint.remote) {
+                None => {
+                    core.counters.drops.add(Drop::NoSocket, run.packets_left());
+                    return Outcome::Done;
+                }
+                Some(socket) => {
+                    // Segment sizes are at most MAX_SEND, which fits 16 bits.
+                    let segment = if segmented { u16::try_from(run.segment).ok() } else { None };
+                    let part = &run.slot[run.start..end];
+                    socket::send(socket.as_fd(), part, run.endpoint.remote, run.endpoint.source, run.tos, segment)
+                }
+            };
+            match result {
+                Ok(()) => {
+                    core.counters.sends += 1;
+                    run.start = end;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Full(run),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.recover(core, &mut run, end, segmented, &error),
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Decides what a failed send becomes: the same without its sticky source, the same as plain datagrams, or a drop.
+    fn recover(&mut self, core: &mut Core, run: &mut Sealed, end: usize, segmented: bool, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(0);
+        if run.endpoint.source.is_some() && is_stale_source(error) {
+            core.counters.source_resets += 1;
+            run.endpoint.source = None;
+            if let Some(peer) = core.peers.by_id(run.peer) {
+                peer.session.clear_source();
+            }
+        } else if segmented && errno == libc::EIO {
+            // The device cannot checksum what it would have to segment: no run will pass, whoever receives it.
+            self.segment_off = Some("EIO from the device");
+            core.counters.segment_fallbacks += 1;
+            run.plain = true;
+        } else if segmented && (errno == libc::EMSGSIZE || errno == libc::EINVAL) {
+            // Possibly a forged "fragmentation needed": never a reason to switch the offload off for everybody.
+            self.note_plain(run.endpoint.remote, core.now);
+            core.counters.segment_fallbacks += 1;
+            run.plain = true;
+        } else {
+            core.counters.drops.add(Drop::SendFailed, (end - run.start).div_ceil(run.segment) as u64);
+            run.start = end;
+        }
+    }
+
+    fn is_plain(&mut self, remote: SocketAddr, now: Time) -> bool {
+        if self.plain.is_empty() {
+            return false;
+        }
+        self.plain.retain(|(_, since)| now.since(*since) < PLAIN_FOR);
+        self.plain.iter().any(|(addr, _)| *addr == remote)
+    }
+
+    fn note_plain(&mut self, remote: SocketAddr, now: Time) {
+        self.plain.retain(|(addr, _)| *addr != remote);
+        if self.plain.is_full() {
+            self.plain.remove(0);
+        }
+        self.plain.push((remote, now));
+    }
+}
+
+impl Run {
+    fn fits(&self, padded: usize, limit: usize) -> bool {
+        let outer = padded + OVERHEAD;
+        !self.closed && self.spans.len() < limit && outer <= self.segment && self.used + outer <= MAX_SEND
+    }
+
+    /// Adds a packet of `padded` bytes: writes its header and yields the place for its text. A shorter packet than the
+    /// first one closes the run.
+    fn append(&mut self, padded: usize, counter: u64) -> Option<&mut [u8]> {
+        let start = self.used + TRANSPORT_HEADER_LEN;
+        let end = self.used + padded + OVERHEAD;
+        if end > self.slot.len() || self.spans.try_push(Span { start, len: padded }).is_err() {
+            return None;
+        }
+        wireguard::write_transport_header(&mut self.slot[self.used..start], self.remote_index, counter);
+        self.closed = padded + OVERHEAD < self.segment;
+        self.used = end;
+        Some(&mut self.slot[start..start + padded])
+    }
+}
+
+impl Sealed {
+    fn packets_left(&self) -> u64 {
+        (self.len - self.start).div_ceil(self.segment) as u64
+    }
+}
+
+fn family_of(remote: SocketAddr) -> Family {
+    if remote.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// The errors of a source address that is gone: ENETUNREACH (IPv4), EINVAL (IPv6), EADDRNOTAVAIL.
+fn is_stale_source(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EINVAL | libc::EADDRNOTAVAIL))
+}

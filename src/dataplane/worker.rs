@@ -1,0 +1,542 @@
+//! The worker: one thread, one TUN queue, one socket per family, one ring, and the peers it owns.
+//!
+//! A turn of the loop: wait, drain, inbound, outbound, messages, timers, submit with the next wait. Nothing in it locks,
+//! allocates per packet, logs per packet or touches a public key.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use super::handoff::{
+    Handover, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
+};
+use super::inbound::Inbound;
+use super::io::{Event, Io, Target, TunRead};
+use super::offload::split;
+use super::outbound::Outbound;
+use super::peers::Peers;
+use super::Sockets;
+use crate::metrics::WorkerCounters;
+use crate::metrics::drops::Drop;
+use crate::noise::index::IndexKey;
+use crate::noise::peer_session::PeerSession;
+use crate::noise::timers::Limits;
+use crate::noise::{Role, ToHandshaker, ToOwner};
+use crate::sys::clock;
+use crate::types::{PeerId, Time, WorkerId};
+
+/// Bytes of packets that may wait for handshakes on one worker, over all its peers.
+pub const STAGED_BYTES: usize = 16 << 20;
+/// Key and control messages handled per turn, so that a flood of them does not starve packets.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// What both ways and the messages share.
+pub struct Core {
+    /// Who we are.
+    pub id: WorkerId,
+    /// Read once per turn.
+    pub now: Time,
+    /// Plain numbers.
+    pub counters: WorkerCounters,
+    /// Sessions and prefixes.
+    pub peers: Peers,
+    /// The device's MTU, bytes; 0 if not known.
+    pub mtu: u32,
+    workers: Vec<WorkerLink>,
+    requests: RequestLink,
+    /// Requests that found the queue full; bounded, since a peer has at most one Begin and a few Releases under way.
+    backlog: VecDeque<Request>,
+    index_key: IndexKey,
+    limits: Limits,
+    staged_bytes: usize,
+    /// Slots whose session has staged packets to send, or (true) a keepalive if there are none.
+    due: Vec<(u32, bool)>,
+    /// The TUN device is gone (EBADFD).
+    pub device_gone: bool,
+}
+
+/// What a worker is made of.
+pub struct Parts {
+    /// Who it is.
+    pub id: WorkerId,
+    /// Links to all workers, itself included.
+    pub workers: Vec<WorkerLink>,
+    /// To the handshake thread.
+    pub requests: RequestLink,
+    /// Names the owner of a receiver index.
+    pub index_key: IndexKey,
+    /// Protocol constants; a release build has the paper's.
+    pub limits: Limits,
+    /// The device's MTU, bytes.
+    pub mtu: u32,
+}
+
+impl Core {
+    /// A core without peers.
+    #[must_use]
+    pub fn new(parts: Parts, peers: Peers) -> Self {
+        Self {
+            id: parts.id,
+            now: clock::boottime(),
+            counters: WorkerCounters::default(),
+            peers,
+            mtu: parts.mtu,
+            workers: parts.workers,
+            requests: parts.requests,
+            backlog: VecDeque::new(),
+            index_key: parts.index_key,
+            limits: parts.limits,
+            staged_bytes: 0,
+            due: Vec::new(),
+            device_gone: false,
+        }
+    }
+
+    /// Who owns a receiver index.
+    #[must_use]
+    pub fn owner_of_index(&self, index: u32) -> WorkerId {
+        // At most 65,535 workers by the type of WorkerId.
+        self.index_key.owner(index, self.workers.len() as u16)
+    }
+
+    /// Gives a packet to the worker that owns it.
+    pub fn hand_over(&mut self, owner: WorkerId, packet: Handover) {
+        match self.workers.get(owner.index()) {
+            Some(link) if link.handover(packet) => self.counters.handed_over += 1,
+            _ => self.counters.drops.count(Drop::HandoverFull),
+        }
+    }
+
+    /// Sends a request to the handshake thread, now or when its queue has room again.
+    pub fn request(&mut self, request: Request) {
+        let droppable = matches!(request, Request::Message { .. } | Request::Live(..));
+        if !self.backlog.is_empty() && droppable {
+            self.counters.drops.count(Drop::HandshakeQueueFull);
+            return;
+        }
+        self.backlog.push_back(request);
+        self.send_backlog();
+    }
+
+    fn send_backlog(&mut self) {
+        while let Some(request) = self.backlog.pop_front() {
+            if let Err(request) = self.requests.send(request) {
+                self.backlog.push_front(request);
+                return;
+            }
+        }
+    }
+
+    /// Lets the rest of the worker know what a session wants after it was touched, and arms its deadline.
+    pub fn settle(&mut self, slot: u32) {
+        let Some(peer) = self.peers.by_slot(slot) else { return };
+        let id = peer.id;
+        let actions = peer.session.take_actions();
+        let endpoint = peer.session.endpoint();
+        for index in &actions.released {
+            self.peers.remove_index(*index);
+            self.request(Request::Protocol(ToHandshaker::Release { index: *index }));
+        }
+        if actions.begin {
+            self.request(Request::Protocol(ToHandshaker::Begin { peer: id }));
+        }
+        if actions.connected {
+            self.counters.connected += 1;
+            if let Some(endpoint) = endpoint {
+                self.request(Request::Live(id, endpoint.remote));
+            }
+        }
+        if actions.gave_up {
+            self.drop_staged(slot);
+        }
+        if actions.flush_staged || actions.keepalive {
+            self.due.push((slot, actions.keepalive));
+        }
+        self.peers.arm(slot);
+    }
+
+    /// Keeps a packet until there is a keypair.
+    fn stage(&mut self, slot: u32, packet: &[u8]) {
+        if self.staged_bytes + packet.len() > STAGED_BYTES {
+            self.counters.drops.count(Drop::StagedOverflow);
+        } else if let Some(peer) = self.peers.by_slot(slot) {
+            self.staged_bytes += packet.len();
+            if let Some(oldest) = peer.session.stage(packet.into(), self.now) {
+                self.staged_bytes -= oldest.len();
+                self.counters.drops.count(Drop::StagedOverflow);
+            }
+        }
+        self.settle(slot);
+    }
+
+    fn drop_staged(&mut self, slot: u32) {
+        let Some(peer) = self.peers.by_slot(slot) else { return };
+        while let Some(packet) = peer.session.unstage() {
+            self.staged_bytes -= packet.len();
+            self.counters.drops.count(Drop::StagedExpired);
+        }
+    }
+}
+
+/// The worker; lives on its thread.
+pub struct Worker<I> {
+    io: I,
+    inbox: WorkerInbox,
+    core: Core,
+    inbound: Inbound,
+    outbound: Outbound,
+    /// Reads that found no send buffer, in order; never more than the ring has TUN slots.
+    stalled: VecDeque<TunRead>,
+    events: Vec<Event>,
+    expired: Vec<u32>,
+    stop: bool,
+    reopen: Box<dyn FnMut(&mut I, &Sockets) -> io::Result<()> + Send>,
+}
+
+impl<I: Io> Worker<I> {
+    /// Joins the parts. `reopen` points the Io at other sockets.
+    pub fn new(
+        io: I,
+        inbox: WorkerInbox,
+        core: Core,
+        inbound: Inbound,
+        outbound: Outbound,
+        reopen: Box<dyn FnMut(&mut I, &Sockets) -> io::Result<()> + Send>,
+    ) -> Self {
+        Self {
+            io,
+            inbox,
+            core,
+            inbound,
+            outbound,
+            stalled: VecDeque::new(),
+            events: Vec::with_capacity(256),
+            expired: Vec::new(),
+            stop: false,
+            reopen,
+        }
+    }
+
+    /// Runs until told to stop or until the device is gone; says which by [`Core::device_gone`].
+    ///
+    /// # Errors
+    /// What the ring cannot recover from.
+    pub fn run(&mut self) -> io::Result<bool> {
+        while !self.stop && !self.core.device_gone {
+            self.turn()?;
+        }
+        Ok(self.core.device_gone)
+    }
+
+    /// One turn of the loop.
+    fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.time_to_wait();
+        let mut events = std::mem::take(&mut self.events);
+        let waited = self.io.wait(timeout, &mut events);
+        self.inbox.bell.awake();
+        self.core.now = clock::boottime();
+        self.core.counters.turns += 1;
+        for event in events.drain(..) {
+            self.event(event);
+        }
+        self.events = events;
+        self.outbound.flush(&mut self.core);
+        self.inbound.flush(&mut self.core);
+        self.messages();
+        self.timers();
+        self.serve_due();
+        self.unstall();
+        self.outbound.flush(&mut self.core);
+        self.core.send_backlog();
+        waited
+    }
+
+    /// How long the loop may sleep: not at all while something is queued, else until the next deadline.
+    fn time_to_wait(&mut self) -> Option<Duration> {
+        self.inbox.bell.about_to_sleep();
+        // Without a send buffer there is nothing to do for packets until a socket is writable, which wakes us.
+        let packets = !self.inbox.handover.is_empty() || !self.core.due.is_empty();
+        if self.inbox.has_messages() || (packets && self.outbound.has_room()) {
+            return Some(Duration::ZERO);
+        }
+        if !self.core.backlog.is_empty() {
+            return Some(Duration::from_millis(1));
+        }
+        self.core.peers.next_deadline().map(|deadline| deadline.since(self.core.now))
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Tun(read) => return self.tun(read),
+            Event::Datagrams(received) => {
+                // What follows may renew the keypair that the open run was reserved in.
+                self.outbound.flush(&mut self.core);
+                self.inbound.datagrams(&mut self.core, received);
+            }
+            Event::Wake => {}
+            Event::Writable(Target::Udp(family)) => {
+                self.outbound.writable(&mut self.core, family);
+                if self.outbound.is_waiting(family) {
+                    self.io.arm_writable(Target::Udp(family));
+                }
+            }
+            Event::Writable(Target::Tun) => {}
+            Event::Failed(Target::Tun, libc::EBADFD) => self.core.device_gone = true,
+            Event::Failed(..) => {}
+        }
+    }
+
+    fn tun(&mut self, read: TunRead) {
+        if self.stalled.is_empty() && self.outbound.has_room() {
+            self.packet(&read.slot[..read.len]);
+        } else {
+            if self.stalled.is_empty() {
+                self.core.counters.stalls += 1;
+                self.io.read_tun(false);
+            }
+            self.stalled.push_back(read);
+        }
+        self.arm_waiting();
+    }
+
+    /// Steps 2 to 4 of the outbound way.
+    fn packet(&mut self, read: &[u8]) {
+        let core = &mut self.core;
+        core.counters.tun_reads += 1;
+        let packet = match split::parse(read) {
+            Ok(packet) => packet,
+            Err(_) => return core.counters.drops.count(Drop::TunMalformed),
+        };
+        let Some((id, owner)) = core.peers.allowed_ips.lookup(packet.dst()) else {
+            return core.counters.drops.count(Drop::NoRoute);
+        };
+        if owner != core.id {
+            return core.hand_over(owner, Handover::Tun(read.into()));
+        }
+        let Some(peer) = core.peers.by_id(id) else {
+            return core.counters.drops.count(Drop::NoRoute);
+        };
+        if peer.session.endpoint().is_none() {
+            return core.counters.drops.count(Drop::NoEndpoint);
+        }
+        if peer.session.has_staged() || !self.outbound.packet(core, id.slot, &packet) {
+            core.stage(id.slot, read);
+        }
+    }
+
+    fn arm_waiting(&mut self) {
+        use super::io::Family::{V4, V6};
+        for family in [V4, V6] {
+            if self.outbound.is_waiting(family) {
+                self.io.arm_writable(Target::Udp(family));
+            }
+        }
+    }
+
+    /// Takes up the reads that found no send buffer, then the TUN queue itself.
+    fn unstall(&mut self) {
+        if self.stalled.is_empty() {
+            return;
+        }
+        while self.outbound.has_room() {
+            let Some(read) = self.stalled.pop_front() else { break };
+            self.packet(&read.slot[..read.len]);
+            if self.stalled.is_empty() {
+                self.io.read_tun(true);
+            }
+        }
+        self.arm_waiting();
+    }
+
+    fn messages(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(message) = self.inbox.keys.try_recv() else { break };
+            self.key_message(message);
+        }
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(message) = self.inbox.control.try_recv() else { break };
+            self.control_message(message);
+        }
+        for _ in 0..MESSAGES_PER_TURN {
+            if !self.outbound.has_room() {
+                break;
+            }
+            let Ok(packet) = self.inbox.handover.try_recv() else { break };
+            self.core.counters.taken_over += 1;
+            match packet {
+                Handover::Tun(read) => self.packet(&read),
+                Handover::Datagram { mut bytes, endpoint, tos } => {
+                    self.outbound.flush(&mut self.core);
+                    self.inbound.handed_over(&mut self.core, &mut bytes, endpoint, tos);
+                }
+            }
+        }
+        self.outbound.flush(&mut self.core);
+    }
+
+    fn key_message(&mut self, message: ToOwner) {
+        let core = &mut self.core;
+        let now = core.now;
+        match message {
+            ToOwner::SendInitiation { peer: id, message } => {
+                let Some(peer) = core.peers.by_id(id) else { return };
+                peer.session.initiation_sent(now);
+                if let Some(endpoint) = peer.session.endpoint() {
+                    self.outbound.handshake(core, Some(id), endpoint, &message);
+                } else {
+                    core.counters.drops.count(Drop::NoEndpoint);
+                }
+                core.settle(id.slot);
+            }
+            ToOwner::BeginFailed { peer: id } => {
+                if let Some(peer) = core.peers.by_id(id) {
+                    peer.session.begin_failed(now);
+                    core.settle(id.slot);
+                }
+            }
+            ToOwner::Install { peer: id, keypair, endpoint, response } => {
+                let index = keypair.local_index;
+                let initiator = keypair.role == Role::Initiator;
+                let Some(peer) = core.peers.by_id(id) else {
+                    return core.request(Request::Protocol(ToHandshaker::Release { index }));
+                };
+                peer.session.install(keypair, endpoint, now);
+                core.peers.add_index(index, id.slot);
+                if let Some(response) = response {
+                    self.outbound.handshake(core, Some(id), endpoint, &response);
+                    if let Some(peer) = core.peers.by_id(id) {
+                        peer.session.response_sent(now);
+                    }
+                }
+                debug_assert!(initiator == response.is_none(), "only a responder sends a response");
+                core.settle(id.slot);
+            }
+        }
+    }
+
+    fn control_message(&mut self, message: ToWorker) {
+        let core = &mut self.core;
+        let now = core.now;
+        match message {
+            ToWorker::AddPeer(id) => {
+                let seed = u64::from(id.slot) ^ now.as_nanos();
+                core.peers.add(id, PeerSession::new(id, core.limits, seed));
+            }
+            ToWorker::RemovePeer(id, done) => {
+                self.remove_peer(id);
+                let _ = done.send(());
+            }
+            ToWorker::ClearKeys(id) => self.with_session(id, |session, _| session.clear()),
+            ToWorker::SetEndpoint(id, remote) => {
+                self.with_session(id, |session, _| session.set_endpoint(Some(remote)));
+            }
+            ToWorker::SetKeepalive(id, interval) => {
+                self.with_session(id, |session, now| session.set_keepalive(interval, now));
+            }
+            ToWorker::AddPrefixes(prefixes) => {
+                for (prefix, peer, owner) in prefixes.iter() {
+                    core.peers.allowed_ips.insert(*prefix, *peer, *owner);
+                }
+            }
+            ToWorker::RemovePrefixes(prefixes, done) => {
+                for prefix in prefixes.iter() {
+                    core.peers.allowed_ips.remove(*prefix);
+                }
+                let _ = done.send(());
+            }
+            ToWorker::ClearSources => core.peers.iter_mut().for_each(|peer| peer.session.clear_source()),
+            ToWorker::SetMtu(mtu) => core.mtu = mtu,
+            ToWorker::ReplaceSockets(sockets) => {
+                if (self.reopen)(&mut self.io, &sockets).is_ok() {
+                    core.peers.iter_mut().for_each(|peer| peer.session.clear_source());
+                    self.outbound.replace_sockets(sockets);
+                }
+            }
+            ToWorker::Report(reply) => {
+                let _ = reply.send(self.report());
+            }
+            ToWorker::Stop => self.stop = true,
+        }
+    }
+
+    fn with_session(&mut self, id: PeerId, act: impl FnOnce(&mut PeerSession, Time)) {
+        let now = self.core.now;
+        if let Some(peer) = self.core.peers.by_id(id) {
+            act(&mut peer.session, now);
+            self.core.settle(id.slot);
+        }
+    }
+
+    fn remove_peer(&mut self, id: PeerId) {
+        self.with_session(id, |session, _| session.clear());
+        self.core.drop_staged(id.slot);
+        self.core.peers.remove(id);
+    }
+
+    fn timers(&mut self) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.core.peers.expire(self.core.now, &mut expired);
+        for slot in expired.drain(..) {
+            let now = self.core.now;
+            if let Some(peer) = self.core.peers.by_slot(slot) {
+                peer.session.handle_timeout(now);
+            }
+            self.core.settle(slot);
+        }
+        self.expired = expired;
+    }
+
+    /// Sends what sessions asked for: staged packets first, and a keepalive if there were none.
+    fn serve_due(&mut self) {
+        let mut due = std::mem::take(&mut self.core.due);
+        let mut left = Vec::new();
+        for (slot, keepalive) in due.drain(..) {
+            if !self.serve(slot, keepalive) {
+                left.push((slot, keepalive));
+            }
+        }
+        // Sessions may have asked again meanwhile; what could not be served comes first.
+        left.append(&mut self.core.due);
+        self.core.due = left;
+    }
+
+    /// False if there was no send buffer for all of it.
+    fn serve(&mut self, slot: u32, keepalive: bool) -> bool {
+        let core = &mut self.core;
+        let mut sent = false;
+        while let Some(peer) = core.peers.by_slot(slot) {
+            if !peer.session.can_send(core.now) {
+                return true;
+            }
+            if !self.outbound.has_room() {
+                return false;
+            }
+            let Some(read) = peer.session.unstage() else { break };
+            core.staged_bytes -= read.len();
+            if let Ok(packet) = split::parse(&read) {
+                sent |= self.outbound.packet(core, slot, &packet);
+            }
+        }
+        self.outbound.flush(core);
+        if keepalive && !sent {
+            self.outbound.keepalive(core, slot);
+        }
+        true
+    }
+
+    fn report(&mut self) -> WorkerReport {
+        let io = self.io.counters();
+        let core = &mut self.core;
+        core.counters.enters = io.enters;
+        core.counters.sleeps = io.sleeps;
+        core.counters.completions = io.completions;
+        core.counters.buffers_exhausted = io.buffers_exhausted;
+        WorkerReport {
+            worker: core.id,
+            counters: core.counters.clone(),
+            peers: core.peers.iter_mut().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
+            send_offload_off: self.outbound.segment_off,
+            write_offload_off: self.inbound.write_offload_off,
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! The composition root: what is opened in which order, which thread gets what, and how it all ends.
+//!
+//! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which makes its
+//! own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the end: workers,
+//! handshake thread; the descriptors close with the last of them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use crossbeam_channel::{Sender, bounded};
+use tokio::sync::watch;
+
+use crate::control::dataplane::{DataPlane, Errno, PeerStats};
+use crate::dataplane::admission::Admission;
+use crate::dataplane::allowed_ips::AllowedIps;
+use crate::dataplane::handoff::{Bell, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport, worker_channels};
+use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
+use crate::dataplane::inbound::Inbound;
+use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
+use crate::dataplane::outbound::Outbound;
+use crate::dataplane::peers::Peers;
+use crate::dataplane::steering::{self, Steering};
+use crate::dataplane::tun::TunDevice;
+use crate::dataplane::udp::{self, UdpGroup};
+use crate::dataplane::worker::{self, Core, Worker};
+use crate::dataplane::{Sockets, handoff};
+use crate::metrics::HandshakeCounters;
+use crate::metrics::drops::{Drop as Reason, Drops};
+use crate::noise::handshaker::Handshaker;
+use crate::noise::index::IndexKey;
+use crate::noise::timers::Limits;
+use crate::sys::eventfd::EventFd;
+use crate::sys::{clock, thread};
+use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, Time, WorkerId};
+
+/// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
+/// stay in the cache (measured).
+const SLOTS: u16 = 16;
+/// Send buffers of a worker.
+const SEND_BUFFERS: u16 = 16;
+/// How long the control thread waits for another thread's answer before it says that the thread hangs.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A running data plane, held by the control thread.
+pub struct Gateway {
+    device: TunDevice,
+    workers: Vec<WorkerLink>,
+    handshake: HandshakeLink,
+    threads: Vec<JoinHandle<()>>,
+    steering: Result<Steering, String>,
+    index_key: IndexKey,
+    group: UdpGroup,
+    mark: Mark,
+    gone: watch::Receiver<bool>,
+}
+
+/// Sockets by thread: workers in order, the handshake thread last.
+fn sockets_by_thread(group: &UdpGroup, threads: usize) -> Vec<Sockets> {
+    (0..threads)
+        .map(|i| Sockets { v4: group.v4.get(i).cloned(), v6: group.v6.get(i).cloned() })
+        .collect()
+}
+
+impl Gateway {
+    /// Starts workers and the handshake thread on an opened device, one worker per queue.
+    ///
+    /// # Errors
+    /// Sockets, ring or thread that cannot be had, with a hint where there is one.
+    pub fn start(device: TunDevice, limits: Limits) -> anyhow::Result<Self> {
+        let count = device.queues.len();
+        let workers = u16::try_from(count).context("more workers than 65,535")?;
+        let index_key = IndexKey::random().context("the kernel's random generator failed")?;
+        let group = UdpGroup::open(0, workers, Mark::default(), index_key.words()).context("opening UDP sockets")?;
+        let steering = start_steering(&device, workers);
+        let (gone_tx, gone) = watch::channel(false);
+        let mtu = device.mtu().unwrap_or(1420);
+        let segment_limit = udp::probe_segment_limit();
+
+        let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
+        let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
+        let mut links = Vec::with_capacity(count);
+        let mut inboxes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (link, inbox) = worker_channels(Bell::new(EventFd::new().context("making an eventfd")?));
+            links.push(link);
+            inboxes.push(inbox);
+        }
+        let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
+        let mut sockets = sockets_by_thread(&group, count + 1);
+        let handshake_sockets = sockets.pop().unwrap_or_default();
+        let (started_tx, started) = bounded(count + 1);
+        let mut threads = Vec::with_capacity(count + 1);
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        for (i, (inbox, sockets)) in inboxes.into_iter().zip(sockets).enumerate() {
+            let seed = WorkerSeed {
+                // `count` fits 16 bits, see above.
+                parts: worker::Parts {
+                    id: WorkerId(i as u16),
+                    workers: links.clone(),
+                    requests: requests.clone(),
+                    index_key,
+                    limits,
+                    mtu,
+                },
+                inbox,
+                sockets,
+                tun: device.queues[i].clone(),
+                tcp: device.offloads.tso,
+                udp: device.offloads.uso,
+                segment_limit,
+                core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
+            };
+            let (started, gone) = (started_tx.clone(), gone_tx.clone());
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("ringway-w{i}"))
+                    .spawn(move || seed.run(&started, &gone))
+                    .context("starting a worker")?,
+            );
+        }
+        let parts = handshake::Parts {
+            sockets: handshake_sockets,
+            handshaker: Handshaker::new(workers, index_key),
+            workers: links.clone(),
+            requests: request_queue,
+            control: handshake_control,
+            bell: handshake_bell,
+            admission: Admission::new(clock::boottime())?,
+        };
+        threads.push(
+            std::thread::Builder::new()
+                .name("ringway-hs".to_owned())
+                .spawn(move || {
+                    // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
+                    let _ = thread::lower_priority(5);
+                    let _ = started_tx.send(Ok(()));
+                    if let Err(error) = HandshakeThread::new(parts).run() {
+                        tracing::error!(%error, "the handshake thread ended");
+                    }
+                })
+                .context("starting the handshake thread")?,
+        );
+        let gateway =
+            Self { device, workers: links, handshake, threads, steering, index_key, group, mark: Mark::default(), gone };
+        for _ in 0..=count {
+            // A thread that dies closes its sender; the others' answers end the loop with an error as well.
+            let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
+            if let Err(reason) = said {
+                gateway.stop();
+                bail!(reason);
+            }
+        }
+        Ok(gateway)
+    }
+
+    /// Becomes true when the TUN device is gone.
+    #[must_use]
+    pub fn gone(&self) -> watch::Receiver<bool> {
+        self.gone.clone()
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &TunDevice {
+        &self.device
+    }
+
+    /// The device's MTU changed, bytes.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.tell_all(|| ToWorker::SetMtu(mtu));
+    }
+
+    /// Routes, addresses or rules of the host changed: sticky source addresses may be wrong.
+    pub fn clear_sources(&self) {
+        self.tell_all(|| ToWorker::ClearSources);
+    }
+
+    /// Ends all threads and waits for them: ring, device and port are free when this returns.
+    pub fn stop(self) {
+        self.tell_all(|| ToWorker::Stop);
+        self.handshake.send(ToHandshake::Stop);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the data plane ended by a panic");
+            }
+        }
+    }
+
+    fn tell_all(&self, message: impl Fn() -> ToWorker) {
+        for link in &self.workers {
+            link.control(message());
+        }
+    }
+
+    fn tell(&self, worker: WorkerId, message: ToWorker) {
+        if let Some(link) = self.workers.get(worker.index()) {
+            link.control(message);
+        }
+    }
+
+    /// Sends a message that is acknowledged to all workers and waits for all.
+    fn ask_all(&self, message: impl Fn(Sender<()>) -> ToWorker) {
+        let (done, answers) = bounded(self.workers.len());
+        self.tell_all(|| message(done.clone()));
+        drop(done);
+        for _ in &self.workers {
+            if answers.recv_timeout(ANSWER).is_err() {
+                tracing::error!("a worker does not answer");
+                return;
+            }
+        }
+    }
+
+    fn reports(&self) -> Vec<WorkerReport> {
+        let (reply, answers) = bounded(self.workers.len());
+        self.tell_all(|| ToWorker::Report(reply.clone()));
+        drop(reply);
+        let mut reports: Vec<_> =
+            (0..self.workers.len()).map_while(|_| answers.recv_timeout(ANSWER).ok()).collect();
+        reports.sort_by_key(|report| report.worker);
+        reports
+    }
+
+    fn handshake_counters(&self) -> HandshakeCounters {
+        let (reply, answer) = bounded(1);
+        self.handshake.send(ToHandshake::Report(reply));
+        answer.recv_timeout(ANSWER).unwrap_or_default()
+    }
+}
+
+impl DataPlane for Gateway {
+    fn workers(&self) -> u16 {
+        // Checked at start.
+        self.workers.len() as u16
+    }
+
+    fn queue_of(&self, addr: Ipv4Addr) -> WorkerId {
+        WorkerId(steering::queue_of(addr.into(), self.workers()))
+    }
+
+    fn set_private_key(&mut self, key: Option<&Secret>) {
+        let (reply, answer) = bounded(1);
+        self.handshake.send(ToHandshake::SetPrivateKey(key.cloned(), reply));
+        let _ = answer.recv_timeout(ANSWER);
+        self.tell_all(|| ToWorker::ClearAllKeys);
+    }
+
+    fn set_listen_port(&mut self, port: u16) -> Result<u16, Errno> {
+        if port != 0 && port == self.group.port {
+            return Ok(port);
+        }
+        let group = UdpGroup::open(port, self.workers(), self.mark, self.index_key.words()).map_err(|error| {
+            tracing::error!(port, %error, "the listen port stays as it was");
+            Errno(error.errno())
+        })?;
+        let mut sockets = sockets_by_thread(&group, self.workers.len() + 1);
+        if let Some(sockets) = sockets.pop() {
+            self.handshake.send(ToHandshake::ReplaceSockets(sockets));
+        }
+        for (link, sockets) in self.workers.iter().zip(sockets) {
+            link.control(ToWorker::ReplaceSockets(sockets));
+        }
+        self.group = group;
+        Ok(self.group.port)
+    }
+
+    fn set_fwmark(&mut self, mark: Mark) -> Result<(), Errno> {
+        self.group.set_mark(mark).map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        self.mark = mark;
+        self.clear_sources();
+        Ok(())
+    }
+
+    fn add_peer(&mut self, peer: NewPeer<'_>) {
+        let (reply, answer) = bounded(1);
+        let NewPeer { id, worker, public_key, preshared_key } = peer;
+        self.tell(worker, ToWorker::AddPeer(id));
+        self.handshake.send(ToHandshake::AddPeer(id, worker, public_key, preshared_key.cloned(), reply));
+        let _ = answer.recv_timeout(ANSWER);
+    }
+
+    fn remove_peer(&mut self, peer: PeerId) {
+        // First where sessions are made, then where they live: a session made in between finds no peer and is released.
+        let (done, answer) = bounded(1);
+        self.handshake.send(ToHandshake::RemovePeer(peer, done));
+        let _ = answer.recv_timeout(ANSWER);
+        self.ask_all(|done| ToWorker::RemovePeer(peer, done));
+        self.drop_exceptions(peer);
+    }
+
+    fn set_preshared_key(&mut self, peer: PeerId, key: Option<&Secret>) {
+        self.handshake.send(ToHandshake::SetPsk(peer, key.cloned()));
+        self.tell_all(|| ToWorker::ClearKeys(peer));
+    }
+
+    fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
+        self.tell_all(|| ToWorker::SetEndpoint(peer, endpoint));
+    }
+
+    fn set_keepalive(&mut self, peer: PeerId, seconds: Option<u16>) {
+        self.tell_all(|| ToWorker::SetKeepalive(peer, seconds));
+    }
+
+    fn remove_prefixes(&mut self, prefixes: &[Prefix]) {
+        let shared: Arc<[Prefix]> = prefixes.into();
+        self.ask_all(|done| ToWorker::RemovePrefixes(Arc::clone(&shared), done));
+        if let Ok(steering) = &mut self.steering {
+            for prefix in prefixes {
+                if let Err(error) = steering.unset(*prefix) {
+                    tracing::warn!(%error, "a prefix stays in the steering map");
+                }
+            }
+        }
+    }
+
+    fn add_prefixes(&mut self, assignments: &[Assignment]) {
+        let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
+            assignments.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
+        self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
+        let workers = self.workers();
+        let Ok(steering) = &mut self.steering else { return };
+        for Assignment { prefix, worker, .. } in assignments {
+            // Only what the hash does not say by itself is in the map.
+            if prefix.is_host() && steering::queue_of(prefix.addr(), workers) == worker.0 {
+                continue;
+            }
+            if let Err(error) = steering.set(*prefix, *worker) {
+                tracing::warn!(%error, "packets of a prefix will be handed over");
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Vec<PeerStats> {
+        let (now, wall) = (clock::boottime(), clock::realtime());
+        let at = |time: Time| wall.saturating_sub(now.since(time));
+        self.reports()
+            .into_iter()
+            .flat_map(|report| report.peers)
+            .map(|peer| PeerStats {
+                peer: peer.peer,
+                endpoint: peer.endpoint,
+                last_handshake: peer.last_handshake.map(at),
+                rx_bytes: peer.rx_bytes,
+                tx_bytes: peer.tx_bytes,
+            })
+            .collect()
+    }
+
+    fn report(&mut self) -> serde_json::Value {
+        let reports = self.reports();
+        let handshake = self.handshake_counters();
+        let mut drops = handshake.drops.clone();
+        for report in &reports {
+            drops.merge(&report.counters.drops);
+        }
+        let counters = |list: Vec<(&'static str, &'static str, u64)>| {
+            list.into_iter().map(|(name, _, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>()
+        };
+        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
+        serde_json::json!({
+            "workers": reports.iter().map(|report| serde_json::json!({
+                "worker": report.worker.0,
+                "peers": report.peers.len(),
+                "counters": counters(report.counters.list()),
+                "drops": nonzero(&report.counters.drops),
+            })).collect::<Vec<_>>(),
+            "handshake": counters(handshake.list()),
+            "drops": nonzero(&drops),
+            "steering": match &self.steering {
+                Ok(_) => serde_json::json!({ "on": true }),
+                Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
+            },
+            "offloads": {
+                "tun_tso": self.device.offloads.tso,
+                "tun_uso": self.device.offloads.uso,
+                "tun_write_off": off(|report| report.write_offload_off),
+                "udp_segment_off": off(|report| report.send_offload_off),
+            },
+        })
+    }
+}
+
+impl Gateway {
+    /// Prefixes of a removed peer have left the steering map with [`DataPlane::remove_prefixes`].
+    fn drop_exceptions(&mut self, _peer: PeerId) {}
+}
+
+fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {
+    Reason::ALL
+        .iter()
+        .filter(|reason| drops.of(**reason) > 0)
+        .map(|reason| (reason.label().to_owned(), drops.of(*reason).into()))
+        .collect()
+}
+
+/// Steering is an optimisation: without it packets are handed over, so its failure is a reason, not an error.
+fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> {
+    if workers == 1 {
+        return Err("one worker needs none".to_owned());
+    }
+    let steering = Steering::new(workers).map_err(|error| error.to_string())?;
+    steering.self_test().map_err(|error| error.to_string())?;
+    steering.attach(device).map_err(|error| error.to_string())?;
+    Ok(steering)
+}
+
+/// What a worker's thread is started with; everything that is bound to a thread is made on it.
+struct WorkerSeed {
+    parts: worker::Parts,
+    inbox: WorkerInbox,
+    sockets: Sockets,
+    tun: Arc<OwnedFd>,
+    tcp: bool,
+    udp: bool,
+    segment_limit: usize,
+    core: Option<core_affinity::CoreId>,
+}
+
+impl WorkerSeed {
+    fn run(self, started: &Sender<Result<(), String>>, gone: &watch::Sender<bool>) {
+        if let Some(core) = self.core
+            && !core_affinity::set_for_current(core)
+        {
+            tracing::warn!(core = core.id, "the worker could not be pinned");
+        }
+        let id = self.parts.id;
+        let mut worker = match self.build() {
+            Ok(worker) => {
+                let _ = started.send(Ok(()));
+                worker
+            }
+            Err(error) => {
+                let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
+                return;
+            }
+        };
+        match worker.run() {
+            Ok(false) => {}
+            Ok(true) => {
+                let _ = gone.send(true);
+            }
+            Err(error) => {
+                tracing::error!(worker = id.0, %error, "the ring failed");
+                let _ = gone.send(true);
+            }
+        }
+    }
+
+    fn build(self) -> anyhow::Result<Worker<Ring>> {
+        let ring = Ring::new(
+            RingFds {
+                tun: Arc::clone(&self.tun),
+                v4: self.sockets.v4.clone(),
+                v6: self.sockets.v6.clone(),
+                wake: self.inbox.bell.eventfd().clone(),
+            },
+            RingOptions { slots: SLOTS, ..RingOptions::default() },
+        )?;
+        let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));
+        let inbound = Inbound::new(self.tun, self.tcp, self.udp);
+        let outbound =
+            Outbound::new(self.sockets, SEND_BUFFERS, self.segment_limit).context("send buffers")?;
+        Ok(Worker::new(ring, self.inbox, core, inbound, outbound))
+    }
+}
