@@ -1,3 +1,4 @@
 //! The packet's way.
 
 pub mod io;
+pub mod offload;
