@@ -6,3 +6,4 @@ pub mod metrics;
 pub mod noise;
 pub mod sys;
 pub mod types;
+pub mod wire;
