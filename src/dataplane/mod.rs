@@ -1,3 +1,5 @@
 //! The packet's way.
 
+pub mod admission;
+pub mod allowed_ips;
 pub mod io;
