@@ -2,6 +2,7 @@
 
 pub mod crypto;
 pub mod dataplane;
+pub mod fuzzing;
 pub mod metrics;
 pub mod noise;
 pub mod sys;

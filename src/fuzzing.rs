@@ -1,0 +1,116 @@
+//! What the fuzzer runs: one function per parser or machine, which takes bytes and panics on a broken promise.
+//!
+//! `fuzz/fuzz_targets/<name>.rs` calls [`TARGETS`]' function of that name, and `tests/corpus.rs` replays
+//! `fuzz/corpus/<name>/*` through it in every `cargo test`. A new target is a function and a line here, a file there and
+//! a few seeds.
+
+use std::net::IpAddr;
+
+use crate::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
+use crate::dataplane::allowed_ips::AllowedIps;
+use crate::types::{PeerId, Prefix, Secret, WorkerId};
+
+/// A fuzz target: takes any bytes, panics only if a promise is broken.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: &[(&str, Target)] = &[("aead_open", aead_open), ("allowed_ips", allowed_ips)];
+
+/// Opens bytes that nobody sealed: they are refused and wiped. Then seals them: they open to themselves, and no more
+/// once one bit is turned. Input: 32 bytes of key, 8 of counter, the packet.
+pub fn aead_open(data: &[u8]) {
+    let Some((key, rest)) = data.split_first_chunk::<32>() else { return };
+    let Some((counter, packet)) = rest.split_first_chunk::<8>() else { return };
+    let (secret, counter) = (Secret(*key), u64::from_le_bytes(*counter));
+    let Some(key) = OpeningKey::new(&secret) else { return };
+
+    let mut stranger = packet.to_vec();
+    // A fuzzer does not forge a Poly1305 tag.
+    assert_eq!(aead::open(&key, counter, &mut stranger), None);
+    assert!(stranger.iter().all(|&byte| byte == 0), "an unauthentic packet is wiped");
+
+    let mut sealed = packet.to_vec();
+    sealed.resize(packet.len() + TAG_LEN, 0);
+    assert!(aead::seal_run(&secret, counter, &mut sealed, &[Span { start: 0, len: packet.len() }]));
+    let mut opened = sealed.clone();
+    assert_eq!(aead::open(&key, counter, &mut opened), Some(packet.len()));
+    assert_eq!(&opened[..packet.len()], packet);
+    let bit = (counter as usize) % (sealed.len() * 8);
+    sealed[bit / 8] ^= 1 << (bit % 8);
+    assert_eq!(aead::open(&key, counter, &mut sealed), None);
+}
+
+/// A naive allowed-ips: a list, searched from end to end.
+#[derive(Default)]
+struct NaiveAllowedIps(Vec<(Prefix, PeerId, WorkerId)>);
+
+impl NaiveAllowedIps {
+    fn insert(&mut self, prefix: Prefix, peer: PeerId, worker: WorkerId) -> Option<(PeerId, WorkerId)> {
+        match self.0.iter_mut().find(|entry| entry.0 == prefix) {
+            Some(entry) => {
+                let previous = (entry.1, entry.2);
+                *entry = (prefix, peer, worker);
+                Some(previous)
+            }
+            None => {
+                self.0.push((prefix, peer, worker));
+                None
+            }
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&(Prefix, PeerId, WorkerId)) -> bool) -> usize {
+        let before = self.0.len();
+        self.0.retain(keep);
+        before - self.0.len()
+    }
+
+    fn lookup(&self, addr: IpAddr) -> Option<(PeerId, WorkerId)> {
+        let holding = self.0.iter().filter(|entry| entry.0.contains(addr));
+        holding.max_by_key(|entry| entry.0.len()).map(|entry| (entry.1, entry.2))
+    }
+}
+
+/// Runs inserts, moves, removals and lookups against a naive list. Input: records of six bytes (what to do, prefix
+/// length, three bytes of address, peer); addresses are few, so that prefixes nest and meet.
+pub fn allowed_ips(data: &[u8]) {
+    let (mut table, mut naive) = (AllowedIps::new(), NaiveAllowedIps::default());
+    let (records, _) = data.as_chunks::<6>();
+    for &[what, len, a, b, c, who] in records {
+        let few = |byte: u8| byte & 0b1000_0001;
+        let addr = if what & 1 == 0 {
+            IpAddr::from([few(a), few(b), few(c), few(c >> 1)])
+        } else {
+            let mut addr = [0; 16];
+            (addr[0], addr[7], addr[8], addr[15]) = (few(a), few(b), few(b >> 1), few(c));
+            IpAddr::from(addr)
+        };
+        let len = len % if addr.is_ipv4() { 33 } else { 129 };
+        let Some(prefix) = Prefix::new(addr, len) else { continue };
+        let peer = PeerId { slot: u32::from(who & 3), generation: u32::from(who >> 2 & 1) };
+        let worker = WorkerId(u16::from(who & 3));
+        match what >> 1 & 7 {
+            0..=3 => assert_eq!(table.insert(prefix, peer, worker), naive.insert(prefix, peer, worker)),
+            4 | 5 => assert_eq!(table.remove(prefix), naive.retain(|entry| entry.0 != prefix) == 1),
+            6 => assert_eq!(table.remove_peer(peer), naive.retain(|entry| entry.1 != peer)),
+            _ => {}
+        }
+        assert_eq!(table.lookup(addr), naive.lookup(addr));
+        let owner = naive.lookup(addr).map(|(owner, _)| owner);
+        assert_eq!(table.allowed_source(addr, peer), owner == Some(peer));
+    }
+    compare(&table, &naive);
+}
+
+/// The whole of both tables says the same.
+fn compare(table: &AllowedIps, naive: &NaiveAllowedIps) {
+    assert_eq!(table.len(), naive.0.len());
+    for &(prefix, peer, _) in &naive.0 {
+        assert_eq!(table.lookup(prefix.addr()), naive.lookup(prefix.addr()));
+        let mut theirs: Vec<_> = table.prefixes_of(peer).collect();
+        let mut ours: Vec<_> = naive.0.iter().filter(|entry| entry.1 == peer).map(|entry| entry.0).collect();
+        theirs.sort_unstable();
+        ours.sort_unstable();
+        assert_eq!(theirs, ours);
+    }
+}
