@@ -5,7 +5,7 @@
 //! handshake thread; the descriptors close with the last of them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,8 +14,9 @@ use anyhow::{Context as _, bail};
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
-use crate::control::dataplane::{DataPlane, Errno, PeerStats};
-use crate::dataplane::admission::Admission;
+use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
+use crate::control::errno::Errno;
+use crate::crypto::random::SystemRng;
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::dataplane::handoff::{Bell, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport, worker_channels};
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
@@ -25,9 +26,9 @@ use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
-use crate::dataplane::udp::{self, UdpGroup};
+use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
-use crate::dataplane::{Sockets, handoff};
+use crate::dataplane::Sockets;
 use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::{Drop as Reason, Drops};
 use crate::noise::handshaker::Handshaker;
@@ -53,16 +54,26 @@ pub struct Gateway {
     threads: Vec<JoinHandle<()>>,
     steering: Result<Steering, String>,
     index_key: IndexKey,
-    group: UdpGroup,
+    port: u16,
+    /// By thread, the handshake thread's last: for the fwmark.
+    sockets: Vec<Sockets>,
+    queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
     gone: watch::Receiver<bool>,
 }
 
-/// Sockets by thread: workers in order, the handshake thread last.
-fn sockets_by_thread(group: &UdpGroup, threads: usize) -> Vec<Sockets> {
-    (0..threads)
-        .map(|i| Sockets { v4: group.v4.get(i).cloned(), v6: group.v6.get(i).cloned() })
-        .collect()
+/// The outer sockets by thread: workers in order, the handshake thread last.
+fn open_sockets(
+    port: u16,
+    workers: u16,
+    mark: Mark,
+    key: IndexKey,
+) -> Result<(u16, Vec<Sockets>), udp::UdpError> {
+    let group = udp::open_group(port, workers, mark, key.words())?;
+    let mut v4 = group.v4.into_iter().map(Arc::new);
+    let mut v6 = group.v6.into_iter().map(Arc::new);
+    let sockets = (0..=workers).map(|_| Sockets { v4: v4.next(), v6: v6.next() }).collect();
+    Ok((group.port, sockets))
 }
 
 impl Gateway {
@@ -70,11 +81,13 @@ impl Gateway {
     ///
     /// # Errors
     /// Sockets, ring or thread that cannot be had, with a hint where there is one.
-    pub fn start(device: TunDevice, limits: Limits) -> anyhow::Result<Self> {
+    pub fn start(mut device: TunDevice, limits: Limits) -> anyhow::Result<Self> {
         let count = device.queues.len();
         let workers = u16::try_from(count).context("more workers than 65,535")?;
-        let index_key = IndexKey::random().context("the kernel's random generator failed")?;
-        let group = UdpGroup::open(0, workers, Mark::default(), index_key.words()).context("opening UDP sockets")?;
+        let mut rng = SystemRng::new().context("the kernel's random generator failed")?;
+        let index_key = IndexKey::random(&mut rng);
+        let (port, sockets) =
+            open_sockets(0, workers, Mark::default(), index_key).context("opening UDP sockets")?;
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.mtu().unwrap_or(1420);
@@ -90,12 +103,12 @@ impl Gateway {
             inboxes.push(inbox);
         }
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
-        let mut sockets = sockets_by_thread(&group, count + 1);
-        let handshake_sockets = sockets.pop().unwrap_or_default();
+        let handshake_sockets = sockets.last().cloned().unwrap_or_default();
+        let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
         let cores = core_affinity::get_core_ids().unwrap_or_default();
-        for (i, (inbox, sockets)) in inboxes.into_iter().zip(sockets).enumerate() {
+        for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
                 parts: worker::Parts {
@@ -107,8 +120,8 @@ impl Gateway {
                     mtu,
                 },
                 inbox,
-                sockets,
-                tun: device.queues[i].clone(),
+                sockets: sockets.clone(),
+                tun: Arc::clone(&queues[i]),
                 tcp: device.offloads.tso,
                 udp: device.offloads.uso,
                 segment_limit,
@@ -129,14 +142,14 @@ impl Gateway {
             requests: request_queue,
             control: handshake_control,
             bell: handshake_bell,
-            admission: Admission::new(clock::boottime())?,
+            rng,
         };
         threads.push(
             std::thread::Builder::new()
                 .name("ringway-hs".to_owned())
                 .spawn(move || {
                     // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
-                    let _ = thread::lower_priority(5);
+                    let _ = thread::set_nice(5);
                     let _ = started_tx.send(Ok(()));
                     if let Err(error) = HandshakeThread::new(parts).run() {
                         tracing::error!(%error, "the handshake thread ended");
@@ -145,7 +158,7 @@ impl Gateway {
                 .context("starting the handshake thread")?,
         );
         let gateway =
-            Self { device, workers: links, handshake, threads, steering, index_key, group, mark: Mark::default(), gone };
+            Self { device, workers: links, handshake, threads, steering, index_key, port, sockets, queues, mark: Mark::default(), gone };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
             let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
@@ -250,26 +263,26 @@ impl DataPlane for Gateway {
     }
 
     fn set_listen_port(&mut self, port: u16) -> Result<u16, Errno> {
-        if port != 0 && port == self.group.port {
+        if port != 0 && port == self.port {
             return Ok(port);
         }
-        let group = UdpGroup::open(port, self.workers(), self.mark, self.index_key.words()).map_err(|error| {
+        let (port, sockets) = open_sockets(port, self.workers(), self.mark, self.index_key).map_err(|error| {
             tracing::error!(port, %error, "the listen port stays as it was");
             Errno(error.errno())
         })?;
-        let mut sockets = sockets_by_thread(&group, self.workers.len() + 1);
-        if let Some(sockets) = sockets.pop() {
-            self.handshake.send(ToHandshake::ReplaceSockets(sockets));
+        if let Some(sockets) = sockets.last() {
+            self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
-        for (link, sockets) in self.workers.iter().zip(sockets) {
-            link.control(ToWorker::ReplaceSockets(sockets));
+        for (link, sockets) in self.workers.iter().zip(&sockets) {
+            link.control(ToWorker::ReplaceSockets(sockets.clone()));
         }
-        self.group = group;
-        Ok(self.group.port)
+        (self.port, self.sockets) = (port, sockets);
+        Ok(port)
     }
 
     fn set_fwmark(&mut self, mark: Mark) -> Result<(), Errno> {
-        self.group.set_mark(mark).map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let all: Vec<_> = self.sockets.iter().flat_map(|s| [&s.v4, &s.v6]).flatten().cloned().collect();
+        udp::set_mark(&all, mark).map_err(|error| Errno(error.errno()))?;
         self.mark = mark;
         self.clear_sources();
         Ok(())
@@ -289,7 +302,6 @@ impl DataPlane for Gateway {
         self.handshake.send(ToHandshake::RemovePeer(peer, done));
         let _ = answer.recv_timeout(ANSWER);
         self.ask_all(|done| ToWorker::RemovePeer(peer, done));
-        self.drop_exceptions(peer);
     }
 
     fn set_preshared_key(&mut self, peer: PeerId, key: Option<&Secret>) {
@@ -384,11 +396,6 @@ impl DataPlane for Gateway {
     }
 }
 
-impl Gateway {
-    /// Prefixes of a removed peer have left the steering map with [`DataPlane::remove_prefixes`].
-    fn drop_exceptions(&mut self, _peer: PeerId) {}
-}
-
 fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {
     Reason::ALL
         .iter()
@@ -402,9 +409,10 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     if workers == 1 {
         return Err("one worker needs none".to_owned());
     }
-    let steering = Steering::new(workers).map_err(|error| error.to_string())?;
+    let mut steering = Steering::new(workers).map_err(|error| error.to_string())?;
     steering.self_test().map_err(|error| error.to_string())?;
-    steering.attach(device).map_err(|error| error.to_string())?;
+    let queue = device.queues.first().ok_or("no queue")?;
+    steering.attach(queue).map_err(|error| error.to_string())?;
     Ok(steering)
 }
 
@@ -453,12 +461,12 @@ impl WorkerSeed {
     fn build(self) -> anyhow::Result<Worker<Ring>> {
         let ring = Ring::new(
             RingFds {
-                tun: Arc::clone(&self.tun),
-                v4: self.sockets.v4.clone(),
-                v6: self.sockets.v6.clone(),
-                wake: self.inbox.bell.eventfd().clone(),
+                tun: Some(self.tun.as_fd()),
+                v4: self.sockets.v4.as_ref().map(|fd| fd.as_fd()),
+                v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
+                wake: self.inbox.bell.eventfd().as_fd(),
             },
-            RingOptions { slots: SLOTS, ..RingOptions::default() },
+            RingOptions { receive_slots: SLOTS, tun_slots: SLOTS, ..RingOptions::default() },
         )?;
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));
         let inbound = Inbound::new(self.tun, self.tcp, self.udp);

@@ -166,6 +166,12 @@ impl<T> Admission<T> {
         self.queues.push(Class::Own, item)
     }
 
+    /// True if nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
     /// The next item to work on.
     pub fn pop(&mut self) -> Option<(Class, T)> {
         self.queues.pop()
@@ -357,6 +363,12 @@ impl<T> Queues<T> {
         } else {
             CLASSES.into_iter().find_map(&mut take)
         }
+    }
+
+    /// True if nothing waits in any class.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(VecDeque::is_empty)
     }
 
     /// How many more items a class takes.

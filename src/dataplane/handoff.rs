@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::metrics::WorkerCounters;
+use crate::noise::peer_session::PeerSession;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::eventfd::EventFd;
 use crate::types::{Endpoint, PeerId, Prefix, WorkerId};
@@ -143,6 +144,21 @@ pub struct PeerReport {
     pub rx_bytes: u64,
     /// Sent bytes, outer.
     pub tx_bytes: u64,
+}
+
+impl PeerReport {
+    /// What a session knows of its peer.
+    #[must_use]
+    pub fn new(peer: PeerId, session: &PeerSession) -> Self {
+        let stats = session.stats();
+        Self {
+            peer,
+            endpoint: session.endpoint().map(|endpoint| endpoint.remote),
+            last_handshake: stats.last_handshake,
+            rx_bytes: stats.rx_bytes,
+            tx_bytes: stats.tx_bytes,
+        }
+    }
 }
 
 /// From workers to the handshake thread.

@@ -13,16 +13,18 @@ use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Sockets;
-use super::admission::{Admission, Class, Kind, Queues, Verdict};
+use super::admission::{Admission, Arrival, Kind, Verdict};
 use super::handoff::{Bell, Handover, Request, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
 use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::Drop;
-use crate::noise::handshaker::{HandshakeError, Handshaker, Tai64n};
+use crate::crypto::random::SystemRng;
+use crate::noise::handshaker::{HandshakeError, Handshaker};
+use crate::noise::timestamp::Tai64n;
 use crate::noise::{INITIATION_LEN, ToHandshaker, ToOwner};
 use crate::sys::{clock, socket};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use crate::wire::wireguard::{self, Message};
+use crate::wire::wireguard::TransportHeader;
 
 /// Messages read from a socket per turn.
 const RECEIVES_PER_TURN: usize = 64;
@@ -99,19 +101,20 @@ pub struct Parts {
     pub control: Receiver<ToHandshake>,
     /// Rung by all of them.
     pub bell: Bell,
-    /// Decides what is worked on.
-    pub admission: Admission,
+    /// For ephemerals, indices and cookies.
+    pub rng: SystemRng,
 }
 
 /// The handshake thread's state.
 pub struct HandshakeThread {
     parts: Parts,
-    queues: Queues<Work>,
+    admission: Admission<Work>,
+    /// A Begin that found its queue full.
+    waiting: Option<Work>,
     live: HashMap<SocketAddr, PeerId>,
     counters: HandshakeCounters,
     buffer: Box<[u8]>,
     now: Time,
-    was_loaded: bool,
     stop: bool,
 }
 
@@ -124,12 +127,12 @@ impl HandshakeThread {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts,
-            queues: Queues::new(),
+            admission: Admission::new(),
+            waiting: None,
             live: HashMap::new(),
             counters: HandshakeCounters::default(),
             buffer: vec![0; 64 << 10].into_boxed_slice(),
             now: clock::boottime(),
-            was_loaded: false,
             stop: false,
         }
     }
@@ -154,7 +157,7 @@ impl HandshakeThread {
     fn sleep(&mut self) -> io::Result<()> {
         let bell = &self.parts.bell;
         bell.about_to_sleep();
-        let busy = !self.queues.is_empty() || !self.parts.requests.is_empty() || !self.parts.control.is_empty();
+        let busy = !self.admission.is_empty() || !self.parts.requests.is_empty() || !self.parts.control.is_empty();
         // With work queued and a worker's queue full there is nothing to do at once, but soon.
         let timeout = match (busy, self.has_key_room()) {
             (false, _) => HEARTBEAT,
@@ -179,7 +182,7 @@ impl HandshakeThread {
         for fd in sockets.iter().flatten() {
             for _ in 0..RECEIVES_PER_TURN {
                 let mut buffer = std::mem::take(&mut self.buffer);
-                let received = socket::recv(fd.as_fd(), &mut buffer);
+                let received = socket::recv(fd, &mut buffer);
                 if let Ok(received) = &received {
                     let endpoint = Endpoint { remote: received.remote, source: received.source };
                     if received.truncated {
@@ -197,74 +200,67 @@ impl HandshakeThread {
     }
 
     fn datagram(&mut self, bytes: &[u8], endpoint: Endpoint, tos: u8) {
-        match wireguard::classify(bytes) {
-            // A coalesced run that began with a handshake message, or no steering at all.
-            Some(Message::Transport { receiver, .. }) => {
-                let owner = self.parts.handshaker.index_owner(receiver);
-                let packet = Handover::Datagram { bytes: bytes.into(), endpoint, tos };
-                if !self.parts.workers.get(owner.index()).is_some_and(|link| link.handover(packet)) {
-                    self.counters.drops.count(Drop::HandoverFull);
-                }
+        // A coalesced run that began with a handshake message, or no steering at all.
+        if let Some(header) = TransportHeader::parse(bytes) {
+            let owner = self.parts.handshaker.index_owner(header.receiver);
+            let packet = Handover::Datagram { bytes: bytes.into(), endpoint, tos };
+            if !self.parts.workers.get(owner.index()).is_some_and(|link| link.handover(packet)) {
+                self.counters.drops.count(Drop::HandoverFull);
             }
-            Some(_) => self.admit(bytes.iter().copied().take(INITIATION_LEN).collect(), endpoint),
-            None => self.counters.drops.count(Drop::Malformed),
+        } else {
+            self.admit(bytes, endpoint);
         }
     }
 
-    /// Admission: mac1; under load a cookie; then the source's limit; then a queue.
-    fn admit(&mut self, bytes: MessageBytes, endpoint: Endpoint) {
-        self.counters.received += 1;
-        let kind = match wireguard::classify(&bytes) {
-            Some(Message::Initiation) => Kind::Initiation,
-            Some(Message::Response { .. }) => Kind::Response,
-            Some(Message::CookieReply { .. }) => Kind::CookieReply,
-            _ => return self.counters.drops.count(Drop::Malformed),
+    /// Admission: length, mac1, under load a cookie, then the source's limit, then a queue.
+    fn admit(&mut self, bytes: &[u8], endpoint: Endpoint) {
+        let Some(kind) = Kind::of(bytes) else {
+            return self.counters.drops.count(Drop::Malformed);
         };
+        self.counters.received += 1;
         let handshaker = &mut self.parts.handshaker;
-        let now = self.now;
-        let mac1 = kind == Kind::CookieReply || handshaker.check_mac1(&bytes);
-        let live = self.live.contains_key(&endpoint.remote);
-        let verdict = self.parts.admission.judge(
-            kind,
-            mac1,
-            || handshaker.check_mac2(&bytes, endpoint.remote, now),
-            endpoint.remote.ip(),
-            live,
-            self.queues.fill(),
+        let (now, remote) = (self.now, endpoint.remote);
+        let expected = match kind {
+            Kind::Initiation => self.live.contains_key(&remote),
+            Kind::Response | Kind::CookieReply => handshaker.expects(bytes),
+        };
+        let was_under_load = self.admission.under_load(now);
+        let verdict = self.admission.offer(
+            Arrival { kind, source: remote.ip(), expected },
+            || handshaker.check_mac1(bytes),
+            || handshaker.check_mac2(bytes, remote, now),
+            || Work::Message(bytes.iter().copied().take(INITIATION_LEN).collect(), endpoint),
             now,
         );
+        if !was_under_load && self.admission.under_load(now) {
+            self.counters.under_load += 1;
+        }
         match verdict {
+            Verdict::Queued(_) => {}
             Verdict::Drop(reason) => self.counters.drops.count(reason),
             Verdict::Cookie => {
                 self.counters.drops.count(Drop::CookieRequired);
-                let reply = self.parts.handshaker.cookie_reply(&bytes, endpoint.remote, now, &mut random);
+                let Parts { handshaker, rng, .. } = &mut self.parts;
+                let reply = handshaker.cookie_reply(bytes, remote, now, rng);
                 self.counters.cookies_sent += 1;
                 self.answer(endpoint, &reply);
-            }
-            Verdict::Queue(class) => {
-                if self.queues.push(class, Work::Message(bytes, endpoint)).is_err() {
-                    self.counters.drops.count(Drop::HandshakeQueueFull);
-                }
             }
         }
     }
 
     fn answer(&mut self, endpoint: Endpoint, message: &[u8]) {
         let Some(fd) = self.parts.sockets.towards(endpoint.remote) else { return };
-        if socket::send(fd.as_fd(), message, endpoint.remote, endpoint.source, HANDSHAKE_TOS, None).is_err() {
+        if socket::send(fd, message, endpoint.remote, endpoint.source, HANDSHAKE_TOS, None).is_err() {
             self.counters.drops.count(Drop::SendFailed);
         }
     }
 
     fn requests(&mut self) {
-        // As many as the first queue has room for: a Begin is never dropped.
-        while self.queues.has_room(Class::Own) {
-            let Ok(request) = self.parts.requests.try_recv() else { break };
+        // Until the queue for our own initiations is full: a Begin is never dropped.
+        while self.push_waiting() {
+            let Ok(request) = self.parts.requests.try_recv() else { return };
             match request {
-                Request::Protocol(ToHandshaker::Begin { peer }) => {
-                    // Cannot fail: there is room.
-                    let _ = self.queues.push(Class::Own, Work::Begin(peer));
-                }
+                Request::Protocol(ToHandshaker::Begin { peer }) => self.waiting = Some(Work::Begin(peer)),
                 Request::Protocol(ToHandshaker::Release { index }) => self.parts.handshaker.release(index),
                 Request::Live(peer, remote) => {
                     if self.live.len() >= LIVE_LIMIT {
@@ -272,9 +268,15 @@ impl HandshakeThread {
                     }
                     self.live.insert(remote, peer);
                 }
-                Request::Message { bytes, endpoint } => self.admit(bytes, endpoint),
+                Request::Message { bytes, endpoint } => self.admit(&bytes, endpoint),
             }
         }
+    }
+
+    /// True if nothing waits any more.
+    fn push_waiting(&mut self) -> bool {
+        self.waiting = self.waiting.take().and_then(|work| self.admission.push_own(work).err());
+        self.waiting.is_none()
     }
 
     fn work(&mut self) {
@@ -282,10 +284,10 @@ impl HandshakeThread {
             if !self.has_key_room() {
                 return;
             }
-            match self.queues.pop() {
+            match self.admission.pop() {
                 None => return,
-                Some(Work::Begin(peer)) => self.begin(peer),
-                Some(Work::Message(bytes, endpoint)) => self.message(&bytes, endpoint),
+                Some((_, Work::Begin(peer))) => self.begin(peer),
+                Some((_, Work::Message(bytes, endpoint))) => self.message(&bytes, endpoint),
             }
         }
     }
@@ -293,7 +295,8 @@ impl HandshakeThread {
     fn begin(&mut self, peer: PeerId) {
         let Some(owner) = self.parts.handshaker.owner(peer) else { return };
         let stamp = Tai64n::from_unix(clock::realtime());
-        let message = match self.parts.handshaker.begin(peer, stamp, self.now, &mut random) {
+        let Parts { handshaker, rng, .. } = &mut self.parts;
+        let message = match handshaker.begin(peer, stamp, self.now, rng) {
             Ok(message) => {
                 self.counters.initiations_sent += 1;
                 ToOwner::SendInitiation { peer, message }
@@ -304,33 +307,25 @@ impl HandshakeThread {
     }
 
     fn message(&mut self, bytes: &[u8], endpoint: Endpoint) {
-        let (now, handshaker) = (self.now, &mut self.parts.handshaker);
-        let result = match wireguard::classify(bytes) {
-            Some(Message::Initiation) => match bytes.try_into() {
-                Ok(bytes) => handshaker.consume_initiation(bytes, endpoint, now, &mut random).inspect(|_| {
-                    self.counters.responses_sent += 1;
-                }),
-                Err(_) => return,
-            },
-            Some(Message::Response { .. }) => match bytes.try_into() {
-                Ok(bytes) => handshaker.consume_response(bytes, endpoint, now).inspect(|_| {
-                    self.counters.responses_taken += 1;
-                }),
-                Err(_) => return,
-            },
-            Some(Message::CookieReply { .. }) => match bytes.try_into().map(|b| handshaker.consume_cookie_reply(b, now)) {
-                Ok(Ok(())) => {
-                    self.counters.cookies_taken += 1;
-                    return;
-                }
-                Ok(Err(error)) => Err(error),
-                Err(_) => return,
-            },
-            _ => return,
+        let Parts { handshaker, rng, .. } = &mut self.parts;
+        let now = self.now;
+        let counters = &mut self.counters;
+        let result = if let Ok(initiation) = bytes.try_into() {
+            let result = handshaker.consume_initiation(initiation, endpoint, now, rng);
+            result.map(Some).inspect(|_| counters.responses_sent += 1)
+        } else if let Ok(response) = bytes.try_into() {
+            let result = handshaker.consume_response(response, endpoint, now);
+            result.map(Some).inspect(|_| counters.responses_taken += 1)
+        } else if let Ok(cookie) = bytes.try_into() {
+            let result = handshaker.consume_cookie_reply(cookie, now);
+            result.map(|()| None).inspect(|_| counters.cookies_taken += 1)
+        } else {
+            return;
         };
         match result {
-            Ok((owner, message)) => self.tell(owner, message),
-            Err(error) => self.counters.drops.count(reason(error)),
+            Ok(Some((owner, message))) => self.tell(owner, message),
+            Ok(None) => {}
+            Err(error) => counters.drops.count(reason(error)),
         }
     }
 
@@ -374,10 +369,4 @@ fn reason(error: HandshakeError) -> Drop {
         HandshakeError::BadCookie => Drop::BadCookie,
         _ => Drop::BadInitiation,
     }
-}
-
-/// Fills from the kernel's generator. Should it fail, which it does only before the kernel is seeded, the bytes stay
-/// zero and the message is of no use to anybody; the caller's retry mends it.
-fn random(bytes: &mut [u8]) {
-    let _ = getrandom::fill(bytes);
 }

@@ -4,28 +4,33 @@
 //! the slot, not copies, so the slots of a turn are held until the batch is written.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::admission::Kind;
 use super::handoff::{Handover, Request};
 use super::io::Datagrams;
-use super::offload::coalesce::{Coalescer, Place, inner_len};
+use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
 use super::worker::Core;
 use crate::crypto::aead::{self, OpeningKey};
 use crate::metrics::drops::Drop;
-use crate::noise::keypair::KeypairRef;
+use crate::noise::INITIATION_LEN;
+use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
 use crate::sys::tun;
-use crate::types::{Endpoint, WorkerId};
-use crate::wire::ip;
-use crate::wire::wireguard::{self, Message, TRANSPORT_HEADER_LEN};
+use crate::types::Endpoint;
+use crate::wire::{ip, virtio};
+use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
 
 /// Receive slots that one batch may hold; more than a worker has.
 const HELD: usize = 256;
-/// Parts of one TUN write: virtio header with packet headers, and payloads. IOV_MAX is 1024.
-const PARTS: usize = 160;
+/// Parts of one TUN write: virtio-net header with packet headers, and payloads.
+const PARTS: usize = 1 + MAX_PARTS;
+/// The virtio-net header of a packet that stands for itself.
+const NO_OFFLOAD: [u8; virtio::LEN] = [0; virtio::LEN];
 /// Writes in a row that the TUN device refuses as invalid before super-packets are no longer written.
 const INVALID_LIMIT: u32 = 8;
 
@@ -42,6 +47,11 @@ struct Opened {
     slot: u32,
     keypair: KeypairRef,
     key: OpeningKey,
+    endpoint: Endpoint,
+    /// Outer bytes accepted so far; 0: none was.
+    bytes: u64,
+    /// One of them was no keepalive.
+    data: bool,
 }
 
 /// The receiving half of a worker.
@@ -60,7 +70,7 @@ impl Inbound {
     pub fn new(tun: Arc<OwnedFd>, coalesce_tcp: bool, coalesce_udp: bool) -> Self {
         Self {
             tun,
-            coalescer: Coalescer::new(coalesce_tcp, coalesce_udp),
+            coalescer: Coalescer::new(Config { tcp: coalesce_tcp, udp: coalesce_udp }),
             held: ArrayVec::new(),
             invalid: 0,
             write_offload_off: (!coalesce_tcp).then_some("the TUN device takes no super-packets"),
@@ -91,7 +101,7 @@ impl Inbound {
             }
             at = next;
         }
-        self.settle(core, opened);
+        settle(core, opened);
         self.held.push(slot);
     }
 
@@ -103,9 +113,11 @@ impl Inbound {
         if let Some(place) = place {
             // What is held must not be overtaken, and these bytes live only as long as this call.
             self.flush(core);
-            self.write(core, &[IoSlice::new(&PLAIN_HEADER), IoSlice::new(&bytes[place.range()])], 1);
+            let parts = [IoSlice::new(&NO_OFFLOAD), IoSlice::new(&bytes[range(place)])];
+            let result = tun::write(&self.tun, &parts);
+            count_written(core, result, 1);
         }
-        self.settle(core, opened);
+        settle(core, opened);
     }
 
     /// Steps 2 and 3 of the way: yields where the inner packet lies, if there is one for the TUN.
@@ -113,31 +125,31 @@ impl Inbound {
         &mut self,
         core: &mut Core,
         buffer: &mut [u8],
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         origin: Origin,
         opened: &mut Option<Opened>,
     ) -> Option<Place> {
         let bytes = &mut buffer[range.clone()];
-        let (index, counter) = match wireguard::classify(bytes) {
-            Some(Message::Transport { receiver, counter }) => (receiver, counter),
-            Some(_) => {
-                core.request(Request::Message { bytes: bytes.iter().copied().collect(), endpoint: origin.endpoint });
-                return None;
+        let Some(TransportHeader { receiver: index, counter }) = TransportHeader::parse(bytes) else {
+            match Kind::of(bytes) {
+                // No longer than an initiation: the kind says the length.
+                Some(_) => core.request(Request::Message {
+                    bytes: bytes.iter().copied().take(INITIATION_LEN).collect(),
+                    endpoint: origin.endpoint,
+                }),
+                None => core.counters.drops.count(Drop::Malformed),
             }
-            None => {
-                core.counters.drops.count(Drop::Malformed);
-                return None;
-            }
+            return None;
         };
         if opened.as_ref().is_none_or(|opened| opened.index != index) {
-            self.settle(core, opened.take());
+            settle(core, opened.take());
             *opened = self.session_of(core, index, bytes, origin);
         }
-        let run = opened.as_ref()?;
+        let run = opened.as_mut()?;
         let now = core.now;
         let peer = core.peers.by_slot(run.slot)?;
         if let Err(refused) = peer.session.check(run.keypair, counter, now) {
-            core.counters.drops.count(refused.into());
+            core.counters.drops.count(reason(refused));
             return None;
         }
         let Some(length) = aead::open(&run.key, counter, &mut bytes[TRANSPORT_HEADER_LEN..]) else {
@@ -145,10 +157,12 @@ impl Inbound {
             return None;
         };
         let outer = bytes.len() as u64;
-        if let Err(refused) = peer.session.accept(run.keypair, counter, origin.endpoint, length > 0, outer, now) {
-            core.counters.drops.count(refused.into());
+        if let Err(refused) = peer.session.accept(run.keypair, counter) {
+            core.counters.drops.count(reason(refused));
             return None;
         }
+        run.bytes += outer;
+        run.data |= length > 0;
         core.counters.rx_packets += 1;
         core.counters.rx_bytes += outer;
         if length == 0 {
@@ -157,17 +171,17 @@ impl Inbound {
         }
         let id = peer.id;
         let text = &mut bytes[TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + length];
-        let Some(inner) = inner_len(text) else {
+        let Some(header) = ip::Header::parse(text) else {
             core.counters.drops.count(Drop::InnerMalformed);
             return None;
         };
-        let packet = &mut text[..inner];
-        if !ip::source(packet).is_some_and(|source| core.peers.allowed_ips.allowed_source(source, id)) {
+        if !core.peers.allowed_ips.allowed_source(header.src, id) {
             core.counters.drops.count(Drop::SourceNotAllowed);
             return None;
         }
-        ip::decapsulate_ecn(packet, origin.tos);
-        Some(Place { buffer: 0, start: (range.start + TRANSPORT_HEADER_LEN) as u32, len: inner as u32 })
+        ip::decapsulate_ecn(origin.tos, text);
+        // A slot is far smaller than 4 GiB.
+        Some(Place { buffer: 0, start: (range.start + TRANSPORT_HEADER_LEN) as u32, len: header.total_len as u32 })
     }
 
     /// The session that a receiver index names; a datagram of another worker's session is handed over.
@@ -185,53 +199,109 @@ impl Inbound {
         let session = &core.peers.by_slot(slot)?.session;
         let keypair = session.keypair(index)?;
         let key = OpeningKey::new(session.opening_key(keypair)?)?;
-        Some(Opened { index, slot, keypair, key })
+        Some(Opened { index, slot, keypair, key, endpoint: origin.endpoint, bytes: 0, data: false })
     }
 
-    /// A run of one session has ended: its actions and its deadline are looked at once.
-    fn settle(&mut self, core: &mut Core, opened: Option<Opened>) {
-        if let Some(opened) = opened {
-            core.settle(opened.slot);
-        }
-    }
 
     fn push(&mut self, core: &mut Core, slot: &[u8], place: Place) {
-        let packet = &slot[place.range()];
-        if !self.coalescer.push(packet, place) {
+        if self.coalescer.push(&slot[range(place)], place).is_err() {
             // The batch is full. What was pushed may lie in this very slot, which is not among the held ones yet.
             self.drain(core, Some((place.buffer, slot)));
-            let pushed = self.coalescer.push(packet, place);
-            debug_assert!(pushed, "an empty coalescer takes a packet");
+            let _ = self.coalescer.push(&slot[range(place)], place);
         }
     }
 
     /// Steps 4 and 5: writes the batch and returns the slots.
     pub fn flush(&mut self, core: &mut Core) {
-        self.drain(core, None);
+        if !self.coalescer.is_empty() {
+            self.drain(core, None);
+        }
         self.held.clear();
     }
 
+    /// Writes the batch. `current` is a slot that is not among the held ones yet, with its number.
     fn drain(&mut self, core: &mut Core, current: Option<(u16, &[u8])>) {
-        let mut coalescer = std::mem::take(&mut self.coalescer);
+        let Self { tun, coalescer, held, invalid, write_offload_off } = self;
+        let mut refused = false;
         coalescer.drain(|header, places| {
+            let bytes = |place: &Place, from: usize| {
+                let slot = match current {
+                    Some((buffer, slot)) if buffer == place.buffer => Some(slot),
+                    _ => held.get(usize::from(place.buffer)).map(|slot| &slot[..]),
+                };
+                let Range { start, end } = range(*place);
+                slot.and_then(|slot| slot.get(start.checked_sub(from)?..end)).unwrap_or_default()
+            };
             let mut parts = ArrayVec::<IoSlice<'_>, PARTS>::new();
             parts.push(IoSlice::new(header));
-            for place in places {
-                let slot = match current {
-                    Some((buffer, slot)) if buffer == place.buffer => slot,
-                    _ => match self.held.get(usize::from(place.buffer)) {
-                        Some(slot) => slot,
-                        None => return,
-                    },
-                };
-                if parts.try_push(IoSlice::new(&slot[place.range()])).is_err() {
-                    return;
-                }
-            }
-            let tun = self.tun.as_fd();
+            parts.extend(places.iter().take(MAX_PARTS).map(|place| IoSlice::new(bytes(place, 0))));
             let result = tun::write(tun, &parts);
-            outcome(core, result, places.len() as u64);
+            if !is_invalid(&result) || places.len() == 1 {
+                *invalid = if places.len() > 1 { 0 } else { *invalid };
+                return count_written(core, result, places.len() as u64);
+            }
+            // The kernel takes this super-packet for broken (a bug that existed): its packets still lie in the slots,
+            // each behind its own headers.
+            *invalid += 1;
+            refused |= *invalid >= INVALID_LIMIT;
+            core.counters.coalesce_fallbacks += 1;
+            let headers = header.len() - virtio::LEN;
+            for place in places {
+                let parts = [IoSlice::new(&NO_OFFLOAD), IoSlice::new(bytes(place, headers))];
+                count_written(core, tun::write(tun, &parts), 1);
+            }
         });
-        self.coalescer = coalescer;
+        if refused && write_offload_off.is_none() {
+            *write_offload_off = Some("the TUN device refused super-packets (EINVAL)");
+            *coalescer = Coalescer::new(Config { tcp: false, udp: false });
+        }
     }
+}
+
+/// A run of one session has ended: what it confirms, and what the session wants, is looked at once.
+fn settle(core: &mut Core, opened: Option<Opened>) {
+    let Some(run) = opened.filter(|run| run.bytes > 0) else { return };
+    let now = core.now;
+    if let Some(peer) = core.peers.by_slot(run.slot) {
+        peer.session.received(run.keypair, run.endpoint, run.data, run.bytes, now);
+    }
+    core.settle(run.slot);
+}
+
+fn reason(refused: Refused) -> Drop {
+    match refused {
+        Refused::Replayed => Drop::Replayed,
+        Refused::TooOld => Drop::TooOld,
+        Refused::CounterLimit => Drop::CounterLimit,
+        Refused::Expired => Drop::KeypairExpired,
+    }
+}
+
+fn range(place: Place) -> Range<usize> {
+    place.start as usize..(place.start + place.len) as usize
+}
+
+fn is_invalid(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// Counts a write of `packets`, or why it failed.
+fn count_written(core: &mut Core, result: io::Result<usize>, packets: u64) {
+    let Err(error) = result else {
+        core.counters.tun_writes += 1;
+        core.counters.tun_written_segments += packets;
+        return;
+    };
+    let reason = match error.raw_os_error() {
+        // Before "up", and after a move to another namespace: not an end.
+        Some(libc::EIO) => Drop::TunLinkDown,
+        Some(libc::EINVAL) => Drop::TunInvalid,
+        Some(libc::EAGAIN) => Drop::TunFull,
+        Some(libc::EBADFD) => {
+            core.device_gone = true;
+            Drop::TunFailed
+        }
+        _ => Drop::TunFailed,
+    };
+    core.counters.drops.add(reason, packets);
 }

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -19,19 +18,18 @@ use super::Sockets;
 use super::io::Family;
 use super::offload::split::SuperPacket;
 use super::worker::Core;
-use crate::crypto::aead::{self, Span, TAG_LEN};
+use crate::crypto::aead::{self, Span};
 use crate::metrics::drops::Drop;
 use crate::sys::arena::{Arena, Slot};
 use crate::sys::socket;
 use crate::types::{Endpoint, PeerId, Time};
-use crate::wire::wireguard::{self, TRANSPORT_HEADER_LEN};
+use crate::wire::ip;
+use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TransportHeader, padded_len};
 
 /// Most segments of one UDP_SEGMENT send that any kernel takes (UDP_MAX_SEGMENTS, include/linux/udp.h).
 pub const MAX_SEGMENTS: usize = 128;
 /// Longest payload of one send. Beyond it the kernel cuts segments in software without a word (measured).
 pub const MAX_SEND: usize = 65_493;
-/// Bytes that the protocol adds to a packet.
-pub const OVERHEAD: usize = TRANSPORT_HEADER_LEN + TAG_LEN;
 /// TOS of handshake messages: DSCP AF41, as the kernel module sends them.
 pub const HANDSHAKE_TOS: u8 = 0x88;
 /// Endpoints that go without UDP_SEGMENT for a while; the oldest leaves when the table is full.
@@ -134,23 +132,23 @@ impl Outbound {
         let mtu = core.mtu as usize;
         let now = core.now;
         let count = packet.segments();
-        if wireguard::padded_len(packet.segment_len(0), mtu) + OVERHEAD > MAX_SEND {
+        if padded_len(packet.segment_len(0), mtu) + TRANSPORT_OVERHEAD > MAX_SEND {
             core.counters.drops.count(Drop::TooLarge);
             return true;
         }
         let Some(peer) = core.peers.by_slot(slot) else { return true };
         let Some(reserved) = peer.session.reserve(count as u64, now) else { return false };
         core.counters.tun_read_segments += count as u64;
-        let tos = packet.outer_tos();
+        let tos = ip::outer_tos(packet.ip().tos);
         for i in 0..count {
-            let padded = wireguard::padded_len(packet.segment_len(i), mtu);
+            let padded = padded_len(packet.segment_len(i), mtu);
             let counter = reserved.first_counter + i as u64;
             if !self.make_room(core, slot, reserved.remote_index, counter, tos, padded, true) {
                 core.counters.drops.add(Drop::SendFailed, (count - i) as u64);
                 break;
             }
             if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
-                let written = packet.write_segment(i, space);
+                let written = packet.write_segment(i, space).unwrap_or(0);
                 space[written..].fill(0);
             }
         }
@@ -195,7 +193,7 @@ impl Outbound {
             slot,
             spans: ArrayVec::new(),
             used: 0,
-            segment: padded + OVERHEAD,
+            segment: padded + TRANSPORT_OVERHEAD,
             closed: false,
             peer,
             first_counter: counter,
@@ -271,7 +269,7 @@ impl Outbound {
             core.counters.drops.count(Drop::NoSocket);
             return;
         };
-        let send = |source| socket::send(socket.as_fd(), message, endpoint.remote, source, HANDSHAKE_TOS, None);
+        let send = |source| socket::send(socket, message, endpoint.remote, source, HANDSHAKE_TOS, None);
         let mut result = send(endpoint.source);
         if endpoint.source.is_some() && result.as_ref().is_err_and(is_stale_source) {
             core.counters.source_resets += 1;
@@ -299,7 +297,7 @@ impl Outbound {
                     // Segment sizes are at most MAX_SEND, which fits 16 bits.
                     let segment = if segmented { u16::try_from(run.segment).ok() } else { None };
                     let part = &run.slot[run.start..end];
-                    socket::send(socket.as_fd(), part, run.endpoint.remote, run.endpoint.source, run.tos, segment)
+                    socket::send(socket, part, run.endpoint.remote, run.endpoint.source, run.tos, segment)
                 }
             };
             match result {
@@ -359,7 +357,7 @@ impl Outbound {
 
 impl Run {
     fn fits(&self, padded: usize, limit: usize) -> bool {
-        let outer = padded + OVERHEAD;
+        let outer = padded + TRANSPORT_OVERHEAD;
         !self.closed && self.spans.len() < limit && outer <= self.segment && self.used + outer <= MAX_SEND
     }
 
@@ -367,12 +365,13 @@ impl Run {
     /// first one closes the run.
     fn append(&mut self, padded: usize, counter: u64) -> Option<&mut [u8]> {
         let start = self.used + TRANSPORT_HEADER_LEN;
-        let end = self.used + padded + OVERHEAD;
+        let end = self.used + padded + TRANSPORT_OVERHEAD;
         if end > self.slot.len() || self.spans.try_push(Span { start, len: padded }).is_err() {
             return None;
         }
-        wireguard::write_transport_header(&mut self.slot[self.used..start], self.remote_index, counter);
-        self.closed = padded + OVERHEAD < self.segment;
+        let header = TransportHeader { receiver: self.remote_index, counter };
+        self.slot[self.used..start].copy_from_slice(&header.to_bytes());
+        self.closed = padded + TRANSPORT_OVERHEAD < self.segment;
         self.used = end;
         Some(&mut self.slot[start..start + padded])
     }

@@ -33,9 +33,8 @@ pub struct Peer {
     pub id: PeerId,
     /// The protocol's machine.
     pub session: PeerSession,
-    /// When the wheel will look at it. The session's own deadline may have moved later since: the hot path does not
-    /// touch the wheel for that.
-    armed: Option<Time>,
+    /// Its part of the worker's sum of staged bytes.
+    pub staged_bytes: usize,
 }
 
 /// The table.
@@ -51,7 +50,7 @@ impl Peers {
     /// An empty table.
     #[must_use]
     pub fn new(allowed_ips: AllowedIps, now: Time) -> Self {
-        Self { slots: Vec::new(), indices: HashMap::default(), wheel: Wheel::new(now), allowed_ips }
+        Self { slots: Vec::new(), indices: HashMap::default(), wheel: Wheel::new(0, now), allowed_ips }
     }
 
     /// Adds a peer; an older one in the same slot must have been removed.
@@ -60,7 +59,7 @@ impl Peers {
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
         }
-        self.slots[slot] = Some(Box::new(Peer { id, session, armed: None }));
+        self.slots[slot] = Some(Box::new(Peer { id, session, staged_bytes: 0 }));
     }
 
     /// Takes a peer out; its deadline is cancelled, its indices are the caller's to release.
@@ -107,25 +106,19 @@ impl Peers {
         self.indices.remove(&index);
     }
 
-    /// Makes sure that the wheel looks at the peer no later than its session's deadline.
+    /// Sets the wheel to the session's deadline; nearly free while it only moves later.
     #[inline]
     pub fn arm(&mut self, slot: u32) {
-        let Some(peer) = self.slots.get_mut(slot as usize).and_then(|peer| peer.as_deref_mut()) else { return };
-        let Some(deadline) = peer.session.deadline() else { return };
-        if peer.armed.is_none_or(|armed| deadline < armed) {
-            peer.armed = Some(deadline);
-            self.wheel.schedule(slot, deadline);
+        let Some(peer) = self.slots.get(slot as usize).and_then(|peer| peer.as_deref()) else { return };
+        match peer.session.deadline() {
+            Some(deadline) => self.wheel.schedule(slot, deadline),
+            None => self.wheel.cancel(slot),
         }
     }
 
-    /// Collects the slots whose look is due; the caller lets their sessions act and arms them again.
+    /// Collects the slots whose deadline has passed; the caller lets their sessions act and arms them again.
     pub fn expire(&mut self, now: Time, due: &mut Vec<u32>) {
         self.wheel.expire(now, &mut |slot| due.push(slot));
-        for slot in due {
-            if let Some(peer) = self.slots.get_mut(*slot as usize).and_then(|peer| peer.as_deref_mut()) {
-                peer.armed = None;
-            }
-        }
     }
 
     /// A lower bound of the next deadline.

@@ -5,13 +5,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::handoff::{
     Handover, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
 };
 use super::inbound::Inbound;
-use super::io::{Event, Io, Target, TunRead};
+use super::io::{Event, Family, Io, Target, TunRead};
 use super::offload::split;
 use super::outbound::Outbound;
 use super::peers::Peers;
@@ -21,7 +22,7 @@ use crate::metrics::drops::Drop;
 use crate::noise::index::IndexKey;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Limits;
-use crate::noise::{Role, ToHandshaker, ToOwner};
+use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::clock;
 use crate::types::{PeerId, Time, WorkerId};
 
@@ -132,7 +133,9 @@ impl Core {
         let Some(peer) = self.peers.by_slot(slot) else { return };
         let id = peer.id;
         let actions = peer.session.take_actions();
-        let endpoint = peer.session.endpoint();
+        let remote = peer.session.endpoint().map(|endpoint| endpoint.remote);
+        let staged = peer.session.staged_bytes();
+        self.staged_bytes = self.staged_bytes + staged - std::mem::replace(&mut peer.staged_bytes, staged);
         for index in &actions.released {
             self.peers.remove_index(*index);
             self.request(Request::Protocol(ToHandshaker::Release { index: *index }));
@@ -142,13 +145,11 @@ impl Core {
         }
         if actions.connected {
             self.counters.connected += 1;
-            if let Some(endpoint) = endpoint {
-                self.request(Request::Live(id, endpoint.remote));
+            if let Some(remote) = remote {
+                self.request(Request::Live(id, remote));
             }
         }
-        if actions.gave_up {
-            self.drop_staged(slot);
-        }
+        self.counters.drops.add(Drop::StagedExpired, u64::from(actions.staged_dropped));
         if actions.flush_staged || actions.keepalive {
             self.due.push((slot, actions.keepalive));
         }
@@ -159,22 +160,12 @@ impl Core {
     fn stage(&mut self, slot: u32, packet: &[u8]) {
         if self.staged_bytes + packet.len() > STAGED_BYTES {
             self.counters.drops.count(Drop::StagedOverflow);
-        } else if let Some(peer) = self.peers.by_slot(slot) {
-            self.staged_bytes += packet.len();
-            if let Some(oldest) = peer.session.stage(packet.into(), self.now) {
-                self.staged_bytes -= oldest.len();
-                self.counters.drops.count(Drop::StagedOverflow);
-            }
+        } else if let Some(peer) = self.peers.by_slot(slot)
+            && peer.session.stage(packet.into(), self.now).is_some()
+        {
+            self.counters.drops.count(Drop::StagedOverflow);
         }
         self.settle(slot);
-    }
-
-    fn drop_staged(&mut self, slot: u32) {
-        let Some(peer) = self.peers.by_slot(slot) else { return };
-        while let Some(packet) = peer.session.unstage() {
-            self.staged_bytes -= packet.len();
-            self.counters.drops.count(Drop::StagedExpired);
-        }
     }
 }
 
@@ -190,19 +181,11 @@ pub struct Worker<I> {
     events: Vec<Event>,
     expired: Vec<u32>,
     stop: bool,
-    reopen: Box<dyn FnMut(&mut I, &Sockets) -> io::Result<()> + Send>,
 }
 
 impl<I: Io> Worker<I> {
-    /// Joins the parts. `reopen` points the Io at other sockets.
-    pub fn new(
-        io: I,
-        inbox: WorkerInbox,
-        core: Core,
-        inbound: Inbound,
-        outbound: Outbound,
-        reopen: Box<dyn FnMut(&mut I, &Sockets) -> io::Result<()> + Send>,
-    ) -> Self {
+    /// Joins the parts.
+    pub fn new(io: I, inbox: WorkerInbox, core: Core, inbound: Inbound, outbound: Outbound) -> Self {
         Self {
             io,
             inbox,
@@ -213,7 +196,6 @@ impl<I: Io> Worker<I> {
             events: Vec::with_capacity(256),
             expired: Vec::new(),
             stop: false,
-            reopen,
         }
     }
 
@@ -319,14 +301,13 @@ impl<I: Io> Worker<I> {
         if peer.session.endpoint().is_none() {
             return core.counters.drops.count(Drop::NoEndpoint);
         }
-        if peer.session.has_staged() || !self.outbound.packet(core, id.slot, &packet) {
+        if peer.session.staged_len() > 0 || !self.outbound.packet(core, id.slot, &packet) {
             core.stage(id.slot, read);
         }
     }
 
     fn arm_waiting(&mut self) {
-        use super::io::Family::{V4, V6};
-        for family in [V4, V6] {
+        for family in [Family::V4, Family::V6] {
             if self.outbound.is_waiting(family) {
                 self.io.arm_writable(Target::Udp(family));
             }
@@ -390,13 +371,12 @@ impl<I: Io> Worker<I> {
             }
             ToOwner::BeginFailed { peer: id } => {
                 if let Some(peer) = core.peers.by_id(id) {
-                    peer.session.begin_failed(now);
+                    peer.session.begin_failed();
                     core.settle(id.slot);
                 }
             }
             ToOwner::Install { peer: id, keypair, endpoint, response } => {
                 let index = keypair.local_index;
-                let initiator = keypair.role == Role::Initiator;
                 let Some(peer) = core.peers.by_id(id) else {
                     return core.request(Request::Protocol(ToHandshaker::Release { index }));
                 };
@@ -404,11 +384,7 @@ impl<I: Io> Worker<I> {
                 core.peers.add_index(index, id.slot);
                 if let Some(response) = response {
                     self.outbound.handshake(core, Some(id), endpoint, &response);
-                    if let Some(peer) = core.peers.by_id(id) {
-                        peer.session.response_sent(now);
-                    }
                 }
-                debug_assert!(initiator == response.is_none(), "only a responder sends a response");
                 core.settle(id.slot);
             }
         }
@@ -426,9 +402,10 @@ impl<I: Io> Worker<I> {
                 self.remove_peer(id);
                 let _ = done.send(());
             }
+            ToWorker::ClearAllKeys => self.clear_all(),
             ToWorker::ClearKeys(id) => self.with_session(id, |session, _| session.clear()),
             ToWorker::SetEndpoint(id, remote) => {
-                self.with_session(id, |session, _| session.set_endpoint(Some(remote)));
+                self.with_session(id, |session, now| session.set_endpoint(Some(remote), now));
             }
             ToWorker::SetKeepalive(id, interval) => {
                 self.with_session(id, |session, now| session.set_keepalive(interval, now));
@@ -446,17 +423,23 @@ impl<I: Io> Worker<I> {
             }
             ToWorker::ClearSources => core.peers.iter_mut().for_each(|peer| peer.session.clear_source()),
             ToWorker::SetMtu(mtu) => core.mtu = mtu,
-            ToWorker::ReplaceSockets(sockets) => {
-                if (self.reopen)(&mut self.io, &sockets).is_ok() {
-                    core.peers.iter_mut().for_each(|peer| peer.session.clear_source());
-                    self.outbound.replace_sockets(sockets);
-                }
-            }
+            ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
             }
             ToWorker::Stop => self.stop = true,
         }
+    }
+
+    /// Sockets of another listen port: what the old ones received still arrives.
+    fn replace_sockets(&mut self, sockets: Sockets) {
+        for (family, socket) in [(Family::V4, &sockets.v4), (Family::V6, &sockets.v6)] {
+            if let Err(error) = self.io.replace_udp(family, socket.as_ref().map(|fd| fd.as_fd())) {
+                tracing::error!(?family, %error, "the new listen port is not read");
+            }
+        }
+        self.core.peers.iter_mut().for_each(|peer| peer.session.clear_source());
+        self.outbound.replace_sockets(sockets);
     }
 
     fn with_session(&mut self, id: PeerId, act: impl FnOnce(&mut PeerSession, Time)) {
@@ -467,9 +450,18 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    fn clear_all(&mut self) {
+        let slots: Vec<u32> = self.core.peers.iter_mut().map(|peer| peer.id.slot).collect();
+        for slot in slots {
+            if let Some(peer) = self.core.peers.by_slot(slot) {
+                peer.session.clear();
+            }
+            self.core.settle(slot);
+        }
+    }
+
     fn remove_peer(&mut self, id: PeerId) {
-        self.with_session(id, |session, _| session.clear());
-        self.core.drop_staged(id.slot);
+        self.with_session(id, |session, _| session.close());
         self.core.peers.remove(id);
     }
 
@@ -511,8 +503,7 @@ impl<I: Io> Worker<I> {
             if !self.outbound.has_room() {
                 return false;
             }
-            let Some(read) = peer.session.unstage() else { break };
-            core.staged_bytes -= read.len();
+            let Some(read) = peer.session.pop_staged() else { break };
             if let Ok(packet) = split::parse(&read) {
                 sent |= self.outbound.packet(core, slot, &packet);
             }
@@ -521,6 +512,7 @@ impl<I: Io> Worker<I> {
         if keepalive && !sent {
             self.outbound.keepalive(core, slot);
         }
+        core.settle(slot);
         true
     }
 
