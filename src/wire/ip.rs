@@ -225,7 +225,10 @@ mod tests {
         let mut bytes = v4(0xb8);
         bytes.extend([0; 4]);
         let h = Header::parse(&bytes).unwrap();
-        assert_eq!((h.version(), h.header_len, h.total_len, h.protocol, h.tos), (Version::V4, 20, 28, 17, 0xb8));
+        assert_eq!(
+            (h.version(), h.header_len, h.total_len, h.protocol, h.tos),
+            (Version::V4, 20, 28, 17, 0xb8)
+        );
         assert_eq!((h.src, h.dst), ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()));
         assert!(h.dont_fragment && !h.fragment);
         assert_eq!(inner_len(&bytes), Some(28));
@@ -241,7 +244,10 @@ mod tests {
     fn parses_v6() {
         let bytes = v6(0x2e);
         let h = Header::parse(&bytes).unwrap();
-        assert_eq!((h.version(), h.header_len, h.total_len, h.protocol, h.tos), (Version::V6, 40, 48, 17, 0x2e));
+        assert_eq!(
+            (h.version(), h.header_len, h.total_len, h.protocol, h.tos),
+            (Version::V6, 40, 48, 17, 0x2e)
+        );
         assert_eq!((h.src, h.dst), (Ipv6Addr::from([0xfd; 16]).into(), Ipv6Addr::from([0xfe; 16]).into()));
         assert_eq!(inner_len(&bytes), Some(48));
     }
@@ -268,7 +274,10 @@ mod tests {
     #[test]
     fn ecn_tables_of_the_kernel() {
         for dscp in [0, 0xb8, 0xfc] {
-            assert_eq!([NOT_ECT, ECT_1, ECT_0, CE].map(|ecn| outer_tos(dscp | ecn)), [NOT_ECT, ECT_1, ECT_0, ECT_0]);
+            assert_eq!(
+                [NOT_ECT, ECT_1, ECT_0, CE].map(|ecn| outer_tos(dscp | ecn)),
+                [NOT_ECT, ECT_1, ECT_0, ECT_0]
+            );
             // rows: outer; columns: inner Not-ECT, ECT(1), ECT(0), CE
             let table = [
                 (NOT_ECT, [NOT_ECT, ECT_1, ECT_0, CE]),

@@ -62,7 +62,8 @@ mod tests {
         let mut segment = [0u8; 32];
         segment[4..8].copy_from_slice(&0x0102_0304u32.to_be_bytes());
         segment[13] = ACK | PSH;
-        for (offset, expected) in [(0, None), (4, None), (5, Some(20)), (8, Some(32)), (9, None), (15, None)] {
+        for (offset, expected) in [(0, None), (4, None), (5, Some(20)), (8, Some(32)), (9, None), (15, None)]
+        {
             segment[12] = offset << 4 | 1;
             let header = Header::parse(&segment);
             assert_eq!(header.map(|h| h.header_len), expected, "offset {offset}");

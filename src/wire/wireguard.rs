@@ -82,7 +82,8 @@ impl TransportHeader {
     #[must_use]
     #[inline]
     pub fn to_bytes(self) -> [u8; TRANSPORT_HEADER_LEN] {
-        let word = u128::from(TRANSPORT_TYPE) | u128::from(self.receiver) << 32 | u128::from(self.counter) << 64;
+        let word =
+            u128::from(TRANSPORT_TYPE) | u128::from(self.receiver) << 32 | u128::from(self.counter) << 64;
         word.to_le_bytes()
     }
 }

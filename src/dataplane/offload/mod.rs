@@ -4,3 +4,6 @@
 
 pub mod coalesce;
 pub mod split;
+
+#[cfg(test)]
+mod packets;

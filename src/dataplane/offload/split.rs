@@ -280,14 +280,15 @@ impl SuperPacket<'_> {
     fn write_cut(&self, cut: &Cut, index: usize, out: &mut [u8]) -> Option<()> {
         let (start, len) = cut.payload(self.packet.len(), index);
         let payload = self.packet.get(start..start + len)?;
-        // A total length and a segment's length fit 16 bits: the super-packet's own did.
-        let total = (cut.headers + len) as u16;
-        let transport_len = total - cut.transport_at as u16;
+        let total = cut.headers + len;
+        // Fits 16 bits, as the super-packet's own length fields did.
+        let transport_len = (total - cut.transport_at) as u16;
         let (head, body) = out.split_at_mut_checked(cut.headers)?;
         head.copy_from_slice(self.packet.get(..cut.headers)?);
         let (ip_header, transport) = head.split_at_mut_checked(cut.transport_at)?;
         match self.ip.version() {
             ip::Version::V4 => {
+                let total = total as u16;
                 let id = be16(ip_header, ip::V4_ID_AT)?.wrapping_add(index as u16);
                 put16(ip_header, ip::V4_TOTAL_LEN_AT, total.to_be_bytes())?;
                 put16(ip_header, ip::V4_ID_AT, id.to_be_bytes())?;
@@ -295,7 +296,7 @@ impl SuperPacket<'_> {
                 put16(ip_header, ip::V4_CHECKSUM_AT, sum.checksum())?;
             }
             ip::Version::V6 => {
-                put16(ip_header, ip::V6_PAYLOAD_LEN_AT, (total - ip::V6_LEN as u16).to_be_bytes())?;
+                put16(ip_header, ip::V6_PAYLOAD_LEN_AT, ((total - ip::V6_LEN) as u16).to_be_bytes())?;
             }
         }
         let sum = copy_and_sum(body, payload, cut.transport_sum.add_u16(transport_len));
