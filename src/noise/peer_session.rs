@@ -1,1 +1,1 @@
-//! peer_session
+//! tmp
