@@ -1,1 +1,350 @@
-//! keypair
+//! Transport keypairs: one session's keys with their counters, and the three of a peer in rotation.
+//!
+//! The rotation is that of the Linux module (`add_new_keypair`, `wg_noise_received_with_keypair`): an initiator's
+//! keypair is current at once; a responder's waits as `next` until the peer has proven, by a transport message in it,
+//! that it holds the keys; `previous` still opens what was under way.
+//!
+//! All is plain data in place. A keypair never moves between its places when its standing changes, and it is
+//! dropped where it lies: a move would leave a copy of the keys behind that nobody wipes.
+
+use arrayvec::ArrayVec;
+
+use crate::types::{Secret, Time};
+
+use super::replay::Window;
+use super::timers::Limits;
+use super::{NewKeypair, Role};
+
+/// Places for keypairs: previous, current and next.
+pub const PLACES: usize = 3;
+
+/// Local indices of keypairs that are gone.
+pub type Released = ArrayVec<u32, PLACES>;
+
+/// The keys of one session and what was used of them. Neither `Clone` nor `Copy`: two owners of one send counter
+/// would use a nonce twice.
+#[derive(Debug)]
+pub struct Keypair {
+    /// Seals what we send.
+    pub send: Secret,
+    /// Opens what we receive.
+    pub recv: Secret,
+    /// Our receiver index.
+    pub local_index: u32,
+    /// The peer's receiver index.
+    pub remote_index: u32,
+    /// Who initiated.
+    pub role: Role,
+    /// When it was installed.
+    pub born: Time,
+    /// The next counter to send with.
+    pub send_counter: u64,
+    /// The counters received.
+    pub window: Window,
+}
+
+impl Keypair {
+    fn new(new: NewKeypair, born: Time) -> Self {
+        let NewKeypair { send, recv, local_index, remote_index, role } = new;
+        Self { send, recv, local_index, remote_index, role, born, send_counter: 0, window: Window::default() }
+    }
+
+    /// Takes `n` consecutive counters for sending and returns the first. `None`, and nothing taken, if the last of
+    /// them would reach Reject-After-Messages.
+    #[inline]
+    pub fn reserve(&mut self, n: u64, limits: &Limits) -> Option<u64> {
+        let first = self.send_counter;
+        let after = first.checked_add(n).filter(|&after| after <= limits.reject_after_messages)?;
+        self.send_counter = after;
+        Some(first)
+    }
+
+    /// True from Reject-After-Time on: it neither seals nor opens any more.
+    #[inline]
+    #[must_use]
+    pub fn is_expired(&self, now: Time, limits: &Limits) -> bool {
+        now.since(self.born) >= limits.reject_after_time
+    }
+
+    /// True if sending calls for a new handshake: after Rekey-After-Messages, and for the initiator, who alone
+    /// watches the age lest both begin at once, from Rekey-After-Time on.
+    #[inline]
+    #[must_use]
+    pub fn is_stale_for_sending(&self, now: Time, limits: &Limits) -> bool {
+        self.send_counter > limits.rekey_after_messages
+            || (self.role == Role::Initiator && now.since(self.born) >= limits.rekey_after_time)
+    }
+
+    /// True if receiving calls for a new handshake: the initiator's last chance to renew while the keypair still
+    /// carries an answer (165 s by the paper's constants).
+    #[inline]
+    #[must_use]
+    pub fn is_stale_for_receiving(&self, now: Time, limits: &Limits) -> bool {
+        self.role == Role::Initiator && now.since(self.born) >= limits.rekey_on_receipt_after()
+    }
+}
+
+/// Names a keypair of a peer until it is gone; a name that outlives its keypair finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeypairRef {
+    place: u8,
+    local_index: u32,
+}
+
+/// A peer's keypairs. Each fills one place; the standings say which.
+#[derive(Debug, Default)]
+pub struct Keypairs {
+    places: [Option<Keypair>; PLACES],
+    previous: Option<u8>,
+    current: Option<u8>,
+    next: Option<u8>,
+}
+
+impl Keypairs {
+    /// The keypair that a transport message with this receiver index is for.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, local_index: u32) -> Option<KeypairRef> {
+        // The current one nearly always.
+        [self.current, self.next, self.previous].into_iter().flatten().find_map(|place| {
+            self.at(Some(place)).filter(|keypair| keypair.local_index == local_index)?;
+            Some(KeypairRef { place, local_index })
+        })
+    }
+
+    /// The named keypair, unless it is gone.
+    #[inline]
+    #[must_use]
+    pub fn named(&self, name: KeypairRef) -> Option<&Keypair> {
+        self.at(Some(name.place)).filter(|keypair| keypair.local_index == name.local_index)
+    }
+
+    /// The named keypair, unless it is gone.
+    #[inline]
+    pub fn named_mut(&mut self, name: KeypairRef) -> Option<&mut Keypair> {
+        self.at_mut(Some(name.place)).filter(|keypair| keypair.local_index == name.local_index)
+    }
+
+    /// The one that sends.
+    #[inline]
+    #[must_use]
+    pub fn current(&self) -> Option<&Keypair> {
+        self.at(self.current)
+    }
+
+    /// The one that sends.
+    #[inline]
+    pub fn current_mut(&mut self) -> Option<&mut Keypair> {
+        self.at_mut(self.current)
+    }
+
+    /// Installs a new keypair by its role and returns the indices of those that made room for it.
+    pub fn install(&mut self, new: NewKeypair, now: Time) -> Released {
+        let mut released = Released::new();
+        self.drop_at(self.previous, &mut released);
+        self.previous = None;
+        let initiator = new.role == Role::Initiator;
+        if initiator && self.next.is_some() {
+            // Both sides began at once. The peer may already send in the unconfirmed keypair: it stays for receiving.
+            self.drop_at(self.current, &mut released);
+            self.previous = self.next.take();
+        } else if initiator {
+            self.previous = self.current;
+        } else {
+            self.drop_at(self.next, &mut released);
+        }
+        // The new keypair's own standing was freed or handed on above, so of three places one is empty.
+        let place = (0u8..).zip(&self.places).find_map(|(place, held)| held.is_none().then_some(place));
+        if let Some(held) = place.and_then(|place| self.places.get_mut(usize::from(place))) {
+            *held = Some(Keypair::new(new, now));
+        }
+        *(if initiator { &mut self.current } else { &mut self.next }) = place;
+        released
+    }
+
+    /// Makes the named keypair current if it is `next`: the peer has proven that it holds the keys. Returns the
+    /// index that made room, if any; `None` if it was not `next`.
+    #[inline]
+    pub fn confirm(&mut self, name: KeypairRef) -> Option<Released> {
+        if self.next != Some(name.place) || self.named(name).is_none() {
+            return None;
+        }
+        let mut released = Released::new();
+        self.drop_at(self.previous, &mut released);
+        self.previous = self.current;
+        self.current = self.next.take();
+        Some(released)
+    }
+
+    /// Drops those that satisfy `gone` and returns their indices.
+    pub fn drop_if(&mut self, gone: impl Fn(&Keypair) -> bool) -> Released {
+        let mut released = Released::new();
+        for standing in [self.previous, self.current, self.next] {
+            if self.at(standing).is_some_and(&gone) {
+                self.drop_at(standing, &mut released);
+            }
+        }
+        for standing in [&mut self.previous, &mut self.current, &mut self.next] {
+            let held = standing.and_then(|place| self.places.get(usize::from(place))).is_some_and(Option::is_some);
+            *standing = standing.filter(|_| held);
+        }
+        released
+    }
+
+    fn at(&self, standing: Option<u8>) -> Option<&Keypair> {
+        self.places.get(usize::from(standing?))?.as_ref()
+    }
+
+    fn at_mut(&mut self, standing: Option<u8>) -> Option<&mut Keypair> {
+        self.places.get_mut(usize::from(standing?))?.as_mut()
+    }
+
+    /// Wipes a place where it lies: `Option::take` would move the keys out and leave their bytes.
+    fn drop_at(&mut self, standing: Option<u8>, released: &mut Released) {
+        let place = standing.and_then(|place| self.places.get_mut(usize::from(place)));
+        if let Some(held @ Some(_)) = place {
+            released.extend(held.as_ref().map(|keypair| keypair.local_index));
+            *held = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits::PAPER;
+
+    fn at(seconds: u64) -> Time {
+        Time::default() + Duration::from_secs(seconds)
+    }
+
+    fn new(local_index: u32, role: Role) -> NewKeypair {
+        let byte = local_index as u8;
+        NewKeypair {
+            send: Secret([byte; 32]),
+            recv: Secret([byte ^ 0xff; 32]),
+            local_index,
+            remote_index: local_index + 1000,
+            role,
+        }
+    }
+
+    /// Local indices of previous, current and next.
+    fn standing(pairs: &Keypairs) -> [Option<u32>; 3] {
+        [pairs.previous, pairs.current, pairs.next].map(|place| pairs.at(place).map(|pair| pair.local_index))
+    }
+
+    fn installed(pairs: &mut Keypairs, index: u32, role: Role) -> Vec<u32> {
+        pairs.install(new(index, role), at(0)).to_vec()
+    }
+
+    #[test]
+    fn an_initiators_keypair_is_current_at_once() {
+        let mut pairs = Keypairs::default();
+        assert_eq!(installed(&mut pairs, 1, Role::Initiator), []);
+        assert_eq!(standing(&pairs), [None, Some(1), None]);
+        assert_eq!(installed(&mut pairs, 2, Role::Initiator), []);
+        assert_eq!(standing(&pairs), [Some(1), Some(2), None]);
+        assert_eq!(installed(&mut pairs, 3, Role::Initiator), [1]);
+        assert_eq!(standing(&pairs), [Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn a_responders_keypair_waits_for_its_confirmation() {
+        let mut pairs = Keypairs::default();
+        installed(&mut pairs, 1, Role::Initiator);
+        installed(&mut pairs, 2, Role::Initiator);
+        assert_eq!(installed(&mut pairs, 3, Role::Responder), [1], "previous makes room");
+        assert_eq!(standing(&pairs), [None, Some(2), Some(3)]);
+        assert_eq!(installed(&mut pairs, 4, Role::Responder), [3], "an unconfirmed one is replaced");
+        assert_eq!(standing(&pairs), [None, Some(2), Some(4)]);
+        assert_eq!(pairs.current().map(|pair| pair.local_index), Some(2), "next never sends");
+
+        let current = pairs.find(2).unwrap();
+        assert_eq!(pairs.confirm(current), None);
+        let next = pairs.find(4).unwrap();
+        assert_eq!(pairs.confirm(next).map(|released| released.to_vec()), Some(vec![]));
+        assert_eq!(standing(&pairs), [Some(2), Some(4), None]);
+        assert_eq!(pairs.confirm(next), None, "only once");
+    }
+
+    #[test]
+    fn an_unconfirmed_one_becomes_previous_when_both_began() {
+        let mut pairs = Keypairs::default();
+        installed(&mut pairs, 1, Role::Initiator);
+        installed(&mut pairs, 2, Role::Responder);
+        assert_eq!(installed(&mut pairs, 3, Role::Initiator), [1]);
+        assert_eq!(standing(&pairs), [Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn a_name_survives_rotation_and_dies_with_its_keypair() {
+        let mut pairs = Keypairs::default();
+        installed(&mut pairs, 1, Role::Initiator);
+        let one = pairs.find(1).unwrap();
+        installed(&mut pairs, 2, Role::Initiator);
+        assert_eq!(pairs.named(one).map(|pair| pair.local_index), Some(1));
+        installed(&mut pairs, 3, Role::Initiator);
+        installed(&mut pairs, 4, Role::Initiator);
+        assert!(pairs.named(one).is_none() && pairs.named_mut(one).is_none());
+        assert_eq!(pairs.find(1), None);
+        assert_eq!(pairs.confirm(one), None);
+    }
+
+    #[test]
+    fn dropping_reports_each_index_once() {
+        let mut pairs = Keypairs::default();
+        pairs.install(new(1, Role::Initiator), at(0));
+        pairs.install(new(2, Role::Initiator), at(100));
+        assert_eq!(pairs.drop_if(|pair| pair.is_expired(at(180), &LIMITS)).to_vec(), [1]);
+        assert_eq!(standing(&pairs), [None, Some(2), None]);
+        pairs.install(new(3, Role::Responder), at(180));
+        assert_eq!(pairs.drop_if(|_| true).to_vec(), [2, 3]);
+        assert_eq!(standing(&pairs), [None; 3]);
+        assert!(pairs.drop_if(|_| true).is_empty());
+    }
+
+    #[test]
+    fn reserving_stops_before_reject_after_messages() {
+        let mut pair = Keypair::new(new(1, Role::Initiator), at(0));
+        assert_eq!(pair.reserve(3, &LIMITS), Some(0));
+        assert_eq!(pair.reserve(1, &LIMITS), Some(3));
+        assert_eq!(pair.reserve(u64::MAX, &LIMITS), None);
+        assert_eq!(pair.send_counter, 4, "a refusal takes nothing");
+        pair.send_counter = LIMITS.reject_after_messages - 2;
+        assert_eq!(pair.reserve(3, &LIMITS), None);
+        assert_eq!(pair.reserve(2, &LIMITS), Some(LIMITS.reject_after_messages - 2));
+        assert_eq!(pair.reserve(1, &LIMITS), None);
+        assert!(pair.window.check(LIMITS.reject_after_messages - 1).is_ok(), "the peer accepts our last");
+    }
+
+    #[test]
+    fn ages_and_message_counts_are_exact() {
+        let mut pair = Keypair::new(new(1, Role::Initiator), at(1000));
+        for (age, sending, receiving, expired) in [
+            (119, false, false, false),
+            (120, true, false, false),
+            (164, true, false, false),
+            (165, true, true, false),
+            (179, true, true, false),
+            (180, true, true, true),
+        ] {
+            let now = at(1000 + age);
+            assert_eq!(pair.is_stale_for_sending(now, &LIMITS), sending, "{age}");
+            assert_eq!(pair.is_stale_for_receiving(now, &LIMITS), receiving, "{age}");
+            assert_eq!(pair.is_expired(now, &LIMITS), expired, "{age}");
+        }
+        assert!(!pair.is_expired(at(0), &LIMITS), "a clock that jumped back");
+
+        pair.role = Role::Responder;
+        assert!(!pair.is_stale_for_sending(at(1179), &LIMITS) && !pair.is_stale_for_receiving(at(1179), &LIMITS));
+        assert!(pair.is_expired(at(1180), &LIMITS));
+        pair.send_counter = LIMITS.rekey_after_messages;
+        assert!(!pair.is_stale_for_sending(at(1000), &LIMITS));
+        pair.send_counter += 1;
+        assert!(pair.is_stale_for_sending(at(1000), &LIMITS));
+    }
+}
