@@ -18,6 +18,7 @@ pub mod keypair;
 pub mod peer_session;
 pub mod replay;
 pub mod timers;
+pub mod timestamp;
 
 /// Length of a handshake initiation (type 1), bytes.
 pub const INITIATION_LEN: usize = 148;
