@@ -290,11 +290,22 @@ impl PeerSession {
         reserved
     }
 
-    /// The key for what was reserved; `None` if there is no current keypair.
+    /// True if [`Self::reserve`] would give a counter.
     #[inline]
     #[must_use]
-    pub fn sending_key(&self) -> Option<&Secret> {
-        self.keypairs.current().map(|keypair| &keypair.send)
+    pub fn can_send(&self, now: Time) -> bool {
+        let limits = &self.limits;
+        self.keypairs.current().is_some_and(|keypair| {
+            !keypair.is_expired(now, limits) && keypair.send_counter < limits.reject_after_messages
+        })
+    }
+
+    /// The key for what was reserved, named by its remote index: counters of one keypair must never meet the key of
+    /// another. `None` if that keypair is not the current one any more.
+    #[inline]
+    #[must_use]
+    pub fn sending_key(&self, remote_index: u32) -> Option<&Secret> {
+        self.keypairs.current().filter(|keypair| keypair.remote_index == remote_index).map(|keypair| &keypair.send)
     }
 
     /// After a run of transport messages was handed to the socket, once for the run: `bytes` is the sum of the outer
@@ -328,10 +339,10 @@ impl PeerSession {
         self.staged.len()
     }
 
-    /// The oldest staged packet, to see how many counters it needs.
+    /// Bytes of the staged packets; the worker bounds the sum over its peers.
     #[must_use]
-    pub fn first_staged(&self) -> Option<&[u8]> {
-        self.staged.front().map(AsRef::as_ref)
+    pub fn staged_bytes(&self) -> usize {
+        self.staged.iter().map(|packet| packet.len()).sum()
     }
 
     /// Removes the oldest staged packet, counters for it being reserved.
@@ -511,12 +522,6 @@ impl PeerSession {
         } else {
             self.actions.flush_staged = true;
         }
-    }
-
-    fn can_send(&self, now: Time) -> bool {
-        self.keypairs.current().is_some_and(|current| {
-            !current.is_expired(now, &self.limits) && current.send_counter < self.limits.reject_after_messages
-        })
     }
 
     fn handshake_complete(&mut self, now: Time) {

@@ -100,13 +100,14 @@ fn a_packet_without_a_session_is_staged_and_begins_once() {
     session.install(keys(1, Role::Initiator), from(9), at(3));
     let actions = session.take_actions();
     assert!(actions.flush_staged && actions.connected && !actions.keepalive);
-    assert_eq!(session.first_staged(), Some(&[1][..]));
+    assert_eq!(session.staged_bytes(), session.staged_len());
     assert_eq!(session.pop_staged(), Some(packet(1)));
     assert_eq!(session.pop_staged(), Some(packet(2)));
     assert_eq!(session.pop_staged(), None);
     assert_eq!(session.reserve(2, at(3)), Some(Reserved { first_counter: 0, remote_index: 1001 }));
     assert_eq!(session.reserve(1, at(3)).map(|reserved| reserved.first_counter), Some(2));
-    assert_eq!(session.sending_key().map(|key| key.0), Some([1; 32]));
+    assert_eq!(session.sending_key(1001).map(|key| key.0), Some([1; 32]));
+    assert!(session.sending_key(1002).is_none(), "no other keypair's key");
     assert_eq!(session.endpoint(), Some(from(9)), "the response authenticates where it came from");
     assert_eq!(session.stats().last_handshake, Some(at(3)));
     assert_eq!((session.stats().tx_bytes, session.stats().rx_bytes), (148, 92));
@@ -372,7 +373,7 @@ fn a_responder_sends_nothing_before_the_confirmation() {
     session.install(keys(1, Role::Responder), from(7), at(1));
     assert_eq!(session.take_actions(), Actions::default());
     assert_eq!(session.reserve(1, at(1)), None);
-    assert!(session.sending_key().is_none());
+    assert!(!session.can_send(at(1)) && session.sending_key(1001).is_none());
     assert_eq!(session.endpoint(), Some(Endpoint::new(remote(1))));
     assert_eq!((session.stats().handshakes, session.stats().rx_bytes), (0, 0));
 
@@ -450,7 +451,8 @@ fn keys_are_wiped_540_seconds_after_the_last_was_made() {
     assert!(session.keypair(2).is_some());
     session.handle_timeout(at(640));
     assert_eq!(session.take_actions().released.len(), 2);
-    assert!(session.keypair(1).is_none() && session.keypair(2).is_none() && session.sending_key().is_none());
+    assert!(session.keypair(1).is_none() && session.keypair(2).is_none());
+    assert!(session.sending_key(1001).is_none() && session.sending_key(1002).is_none());
     assert_eq!(session.deadline(), None, "nothing runs for an idle peer");
 }
 
@@ -463,9 +465,9 @@ fn a_jump_past_reject_after_time_wipes_what_is_expired() {
 
     let mut session = connected(at(0));
     session.erase_expired(at(179));
-    assert!(session.sending_key().is_some());
+    assert!(session.sending_key(1001).is_some());
     session.erase_expired(at(180));
-    assert!(session.sending_key().is_none());
+    assert!(session.sending_key(1001).is_none());
 }
 
 #[test]
