@@ -1,1 +1,413 @@
-//! ring
+//! Waiting and receiving with io_uring.
+//!
+//! One turn of [`Ring::wait`]:
+//! 1. slots that came back since the last turn go to the kernel (one ring of provided buffers per descriptor, so that a
+//!    flood on one starves no other);
+//! 2. requests that ended are armed again, unwanted ones cancelled;
+//! 3. one `io_uring_enter` submits all that and waits, with the timeout as its argument;
+//! 4. every completion becomes an event, or ends a request.
+//!
+//! Each UDP socket has one multishot receive in flight; the TUN queue has one multishot read (Linux 6.7), or else one single
+//! read. Never several plain reads: each packet would wake them all, and they reorder. A request is in flight at most once and
+//! its successor starts only after its last completion, so a late completion of a cancelled one cannot be mistaken.
+//!
+//! A buffer in the kernel's hands is a [`Slot`] in a table of this module; the completion that names it takes it out. On drop
+//! everything is cancelled and awaited, since the kernel would otherwise keep the UDP port and the TUN queue for a moment
+//! after the process is gone; if that fails, the buffers are leaked rather than reused under the kernel's pen.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
+
+use super::{Event, Family, Io, IoCounters, Target};
+
+mod buffers;
+mod error;
+mod lane;
+#[cfg(test)]
+mod tests;
+
+pub use error::RingError;
+use lane::{Flight, Lane, LaneKind};
+
+/// Bytes of a slot: the largest packet or coalesced run (64 KiB), and what is written before it.
+pub const SLOT_SIZE: usize = 64 * 1024 + 512;
+
+/// Submission entries: in one turn at most receive, poll and their two cancels per lane, and the wake: 13.
+const ENTRIES: u32 = 32;
+
+/// Teardown: how often and how long to wait for the last completions.
+const DRAIN_TURNS: u32 = 50;
+const DRAIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// Descriptors of one worker. They are duplicated: closing the originals does not close the socket or the queue
+/// while the ring lives.
+#[derive(Clone, Copy, Debug)]
+pub struct RingFds<'fd> {
+    /// One TUN queue.
+    pub tun: Option<BorrowedFd<'fd>>,
+    /// The IPv4 UDP socket.
+    pub v4: Option<BorrowedFd<'fd>>,
+    /// The IPv6 UDP socket (with `IPV6_V6ONLY`).
+    pub v6: Option<BorrowedFd<'fd>>,
+    /// An eventfd that others write to.
+    pub wake: BorrowedFd<'fd>,
+}
+
+/// Sizes and choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingOptions {
+    /// Receive slots of each UDP socket; a power of two. Few, reused, stay in the cache: 16 cost no more per datagram than 256.
+    pub receive_slots: u16,
+    /// Read slots of the TUN queue; a power of two.
+    pub tun_slots: u16,
+    /// Use READ_MULTISHOT where the kernel has it.
+    pub tun_multishot: bool,
+}
+
+impl Default for RingOptions {
+    fn default() -> Self {
+        Self { receive_slots: 16, tun_slots: 16, tun_multishot: true }
+    }
+}
+
+/// What a completion belongs to; travels through the kernel as `user_data`: kind in the high byte, lane in the low one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Wake,
+    Receive(Target),
+    Poll(Target),
+    CancelReceive(Target),
+    CancelPoll(Target),
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        let (kind, lane) = match self {
+            Self::Wake => (1_u64, 0),
+            Self::Receive(target) => (2, lane_of(target)),
+            Self::Poll(target) => (3, lane_of(target)),
+            Self::CancelReceive(target) => (4, lane_of(target)),
+            Self::CancelPoll(target) => (5, lane_of(target)),
+        };
+        kind << 56 | lane as u64
+    }
+
+    fn decode(data: u64) -> Option<Self> {
+        let target = TARGETS.get(usize::from(data as u8)).copied()?;
+        match data >> 56 {
+            1 => Some(Self::Wake),
+            2 => Some(Self::Receive(target)),
+            3 => Some(Self::Poll(target)),
+            4 => Some(Self::CancelReceive(target)),
+            5 => Some(Self::CancelPoll(target)),
+            _ => None,
+        }
+    }
+}
+
+/// Lanes by number.
+const TARGETS: [Target; 3] = [Target::Tun, Target::Udp(Family::V4), Target::Udp(Family::V6)];
+
+fn lane_of(target: Target) -> usize {
+    match target {
+        Target::Tun => 0,
+        Target::Udp(Family::V4) => 1,
+        Target::Udp(Family::V6) => 2,
+    }
+}
+
+/// [`Io`] by io_uring. Made, used and dropped by one thread.
+pub struct Ring {
+    // First, so that it is closed before the memory that requests point to.
+    uring: IoUring,
+    state: State,
+}
+
+/// All but the ring itself, so that completions can be handled while the ring is borrowed.
+struct State {
+    lanes: [Option<Lane>; 3],
+    wake: Wake,
+    counters: IoCounters,
+    /// An error no retry can mend; the wait that met it returns it.
+    fatal: Option<io::Error>,
+    receive_slots: u16,
+}
+
+/// The eventfd and where its count is read to.
+struct Wake {
+    fd: OwnedFd,
+    /// Written by the kernel while the read is in flight; its value is of no interest.
+    count: Box<std::cell::UnsafeCell<u64>>,
+    flight: Flight,
+}
+
+impl Ring {
+    /// Sets the ring up; the first [`Io::wait`] arms it.
+    ///
+    /// # Errors
+    /// [`RingError`] names what forbids it and what to do.
+    pub fn new(fds: RingFds<'_>, options: RingOptions) -> Result<Self, RingError> {
+        for slots in [options.receive_slots, options.tun_slots] {
+            if !slots.is_power_of_two() || slots > 1 << 15 {
+                return Err(RingError::Slots(slots));
+            }
+        }
+        let completions = 4 * (u32::from(options.tun_slots) + 2 * u32::from(options.receive_slots));
+        let uring = build(completions)?;
+        let multishot = options.tun_multishot && supports_read_multishot(&uring)?;
+        let own =
+            |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(RingError::at("duplicating a descriptor"));
+        let wake = Wake { fd: own(fds.wake)?, count: Box::default(), flight: Flight::Idle };
+        let mut lanes = [None, None, None];
+        let kinds = [
+            (fds.tun, LaneKind::Tun { multishot }, options.tun_slots),
+            (fds.v4, LaneKind::Udp, options.receive_slots),
+            (fds.v6, LaneKind::Udp, options.receive_slots),
+        ];
+        for ((lane, target), (fd, kind, slots)) in lanes.iter_mut().zip(TARGETS).zip(kinds) {
+            if let Some(fd) = fd {
+                *lane = Some(Lane::new(&uring, target, kind, own(fd)?, slots)?);
+            }
+        }
+        let state = State {
+            lanes,
+            wake,
+            counters: IoCounters::default(),
+            fatal: None,
+            receive_slots: options.receive_slots,
+        };
+        Ok(Self { uring, state })
+    }
+
+    /// True if the TUN queue is read by READ_MULTISHOT.
+    #[must_use]
+    pub fn tun_multishot(&self) -> bool {
+        self.state.lanes[0].as_ref().is_some_and(|lane| lane.kind == LaneKind::Tun { multishot: true })
+    }
+
+    /// Submits, and sleeps if there is time and nothing to collect.
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let sleep = timeout != Some(Duration::ZERO) && self.uring.completion().is_empty();
+        if !sleep {
+            let queue = self.uring.submission();
+            if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+                return Ok(());
+            }
+        }
+        self.state.counters.enters += 1;
+        self.state.counters.sleeps += u64::from(sleep);
+        let submitter = self.uring.submitter();
+        let result = match timeout {
+            Some(timeout) if sleep => {
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&Timespec::from(timeout)))
+            }
+            None if sleep => submitter.submit_and_wait(1),
+            _ => submitter.submit(),
+        };
+        match result {
+            Ok(_) => Ok(()),
+            // Timeout; signal; no memory for a request just now; completions to be collected first.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
+        for completion in self.uring.completion() {
+            self.state.complete(&completion, events);
+        }
+    }
+
+    /// Cancels all requests and awaits their last completions. False if the kernel still holds one.
+    fn drain(&mut self) -> bool {
+        let mut late = Vec::new();
+        for _ in 0..DRAIN_TURNS {
+            let timeout = Timespec::from(DRAIN_PAUSE);
+            // Requests that an interrupted submit left behind must be in flight before they can be cancelled.
+            let _ = self.uring.submit();
+            let _ = self.uring.submitter().register_sync_cancel(Some(timeout), CancelBuilder::any());
+            self.collect(&mut late);
+            if !self.state.in_flight() {
+                return true;
+            }
+            let _ = self.enter(Some(DRAIN_PAUSE));
+            self.collect(&mut late);
+            late.clear();
+        }
+        !self.state.in_flight()
+    }
+}
+
+impl Io for Ring {
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        self.state.prepare(&mut self.uring.submission());
+        self.enter(self.state.bound(timeout))?;
+        self.collect(events);
+        self.state.fatal.take().map_or(Ok(()), Err)
+    }
+
+    fn arm_writable(&mut self, target: Target) {
+        if let Some(lane) = &mut self.state.lanes[lane_of(target)] {
+            lane.want_writable = true;
+        }
+    }
+
+    fn read_tun(&mut self, on: bool) {
+        if let Some(lane) = &mut self.state.lanes[lane_of(Target::Tun)] {
+            lane.want_reads = on;
+        }
+    }
+
+    fn replace_udp(&mut self, family: Family, socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let target = Target::Udp(family);
+        let socket = socket.map(|fd| fd.try_clone_to_owned()).transpose()?;
+        match (&mut self.state.lanes[lane_of(target)], socket) {
+            (Some(lane), socket) => lane.replace(socket),
+            (None, None) => {}
+            (lane @ None, Some(fd)) => {
+                let slots = self.state.receive_slots;
+                *lane =
+                    Some(Lane::new(&self.uring, target, LaneKind::Udp, fd, slots).map_err(io::Error::other)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> IoCounters {
+        self.state.counters
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let drained = self.drain();
+        for lane in self.state.lanes.iter_mut().flatten() {
+            // Without a reader nothing is written any more, whether or not this succeeds.
+            let _ = self.uring.submitter().unregister_buf_ring(lane.group());
+            if !drained {
+                lane.leak();
+            }
+        }
+        if !drained {
+            // The read of the eventfd may still write its count.
+            std::mem::forget(std::mem::take(&mut self.state.wake.count));
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").field("counters", &self.state.counters).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Gives slots back and pushes what is to be started or cancelled.
+    fn prepare(&mut self, queue: &mut SubmissionQueue<'_>) {
+        let Wake { fd, count, flight } = &mut self.wake;
+        flight.steer(true, Token::Wake, Token::Wake, queue, || {
+            opcode::Read::new(Fd(fd.as_raw_fd()), count.get().cast(), 8).build()
+        });
+        for lane in self.lanes.iter_mut().flatten() {
+            lane.prepare(queue);
+        }
+    }
+
+    /// A lane that pauses after failures must be armed again even if nothing else happens.
+    fn bound(&self, timeout: Option<Duration>) -> Option<Duration> {
+        let pause = self.lanes.iter().flatten().filter_map(|lane| lane.retry_at).min();
+        let Some(pause) = pause.map(|at| at.saturating_duration_since(Instant::now())) else {
+            return timeout;
+        };
+        Some(timeout.map_or(pause, |timeout| timeout.min(pause)))
+    }
+
+    fn in_flight(&self) -> bool {
+        self.wake.flight != Flight::Idle || self.lanes.iter().flatten().any(Lane::in_flight)
+    }
+
+    fn complete(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+        self.counters.completions += 1;
+        let Some(token) = Token::decode(completion.user_data()) else {
+            return;
+        };
+        let result = completion.result();
+        match token {
+            Token::Wake => self.woken(result, events),
+            Token::Receive(target) => {
+                if let Some(lane) = &mut self.lanes[lane_of(target)] {
+                    self.counters.buffers_exhausted += u64::from(result == -libc::ENOBUFS);
+                    lane.received(completion, events);
+                }
+            }
+            Token::Poll(target) => {
+                if let Some(lane) = &mut self.lanes[lane_of(target)] {
+                    lane.polled(result, events);
+                }
+            }
+            Token::CancelReceive(target) => {
+                if let Some(lane) = &mut self.lanes[lane_of(target)] {
+                    lane.receive.cancel_answered(result);
+                }
+            }
+            Token::CancelPoll(target) => {
+                if let Some(lane) = &mut self.lanes[lane_of(target)] {
+                    lane.poll.cancel_answered(result);
+                }
+            }
+        }
+    }
+
+    fn woken(&mut self, result: i32, events: &mut Vec<Event>) {
+        self.wake.flight = Flight::Idle;
+        match -result {
+            libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
+            errno if errno > 0 => self.fatal = Some(io::Error::from_raw_os_error(errno)),
+            _ => events.push(Event::Wake),
+        }
+    }
+}
+
+fn build(completions: u32) -> Result<IoUring, RingError> {
+    let attempt = || {
+        IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(completions.next_power_of_two())
+            .build(ENTRIES)
+    };
+    match attempt() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && buffers::raise_memlock() => attempt(),
+        result => result,
+    }
+    .map_err(|error| RingError::of_setup(&error))
+}
+
+fn supports_read_multishot(uring: &IoUring) -> Result<bool, RingError> {
+    let mut probe = Probe::new();
+    uring.submitter().register_probe(&mut probe).map_err(RingError::at("probing io_uring"))?;
+    Ok(probe.is_supported(opcode::ReadMulti::CODE))
+}
+
+/// Puts an entry into the submission queue; false if it is full (the caller tries again in the next turn).
+fn push(queue: &mut SubmissionQueue<'_>, entry: squeue::Entry, token: Token) -> bool {
+    // SAFETY: whatever an entry of this module points to (message header, buffer ring, slots, wake count) is owned by the
+    // `State` and freed only after the request's last completion; `Drop` leaks it if that does not come.
+    unsafe { queue.push(&entry.user_data(token.encode())) }.is_ok()
+}
