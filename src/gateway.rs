@@ -4,6 +4,7 @@
 //! own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the end: workers,
 //! handshake thread; the descriptors close with the last of them.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
+use crate::dataplane::probe;
 use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
@@ -35,8 +37,10 @@ use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
-use crate::sys::{clock, thread};
-use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, Time, WorkerId};
+use crate::sys::{clock, thread, tun};
+use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+
+pub mod dropin;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -90,8 +94,8 @@ impl Gateway {
             open_sockets(0, workers, Mark::default(), index_key).context("opening UDP sockets")?;
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
-        let mtu = device.mtu().unwrap_or(1420);
-        let segment_limit = udp::probe_segment_limit();
+        let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
+        let segment_limit = probe::segment_limit();
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -176,10 +180,19 @@ impl Gateway {
         self.gone.clone()
     }
 
-    /// The device.
+    /// The listen port in use.
     #[must_use]
-    pub fn device(&self) -> &TunDevice {
-        &self.device
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The device's link, wherever it has been moved.
+    ///
+    /// # Errors
+    /// EBADFD if the device is gone.
+    pub fn link(&self) -> io::Result<tun::Link> {
+        let queue = self.queues.first().ok_or(io::ErrorKind::NotFound)?;
+        tun::link(queue)
     }
 
     /// The device's MTU changed, bytes.
@@ -268,7 +281,7 @@ impl DataPlane for Gateway {
         }
         let (port, sockets) = open_sockets(port, self.workers(), self.mark, self.index_key).map_err(|error| {
             tracing::error!(port, %error, "the listen port stays as it was");
-            Errno(error.errno())
+            Errno::new(error.errno())
         })?;
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
@@ -282,7 +295,7 @@ impl DataPlane for Gateway {
 
     fn set_fwmark(&mut self, mark: Mark) -> Result<(), Errno> {
         let all: Vec<_> = self.sockets.iter().flat_map(|s| [&s.v4, &s.v6]).flatten().cloned().collect();
-        udp::set_mark(&all, mark).map_err(|error| Errno(error.errno()))?;
+        udp::set_mark(&all, mark).map_err(|error| Errno::new(error.errno()))?;
         self.mark = mark;
         self.clear_sources();
         Ok(())

@@ -22,7 +22,7 @@ use crate::crypto::random::SystemRng;
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{INITIATION_LEN, ToHandshaker, ToOwner};
-use crate::sys::{clock, socket};
+use crate::sys::{clock, poll, socket};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
 use crate::wire::wireguard::TransportHeader;
 
@@ -167,9 +167,9 @@ impl HandshakeThread {
         let mut fds = ArrayVec::<_, 3>::new();
         fds.push(bell.eventfd().as_fd());
         fds.extend([&self.parts.sockets.v4, &self.parts.sockets.v6].into_iter().flatten().map(|fd| fd.as_fd()));
-        let waited = socket::poll_readable(&fds, timeout);
+        let waited = poll::readable(&fds, timeout);
         bell.awake();
-        bell.eventfd().drain();
+        let _ = bell.eventfd().drain();
         waited
     }
 
@@ -222,7 +222,7 @@ impl HandshakeThread {
         let (now, remote) = (self.now, endpoint.remote);
         let expected = match kind {
             Kind::Initiation => self.live.contains_key(&remote),
-            Kind::Response | Kind::CookieReply => handshaker.expects(bytes),
+            Kind::Response | Kind::CookieReply => handshaker.expects_answer(bytes),
         };
         let was_under_load = self.admission.under_load(now);
         let verdict = self.admission.offer(
@@ -241,9 +241,10 @@ impl HandshakeThread {
             Verdict::Cookie => {
                 self.counters.drops.count(Drop::CookieRequired);
                 let Parts { handshaker, rng, .. } = &mut self.parts;
-                let reply = handshaker.cookie_reply(bytes, remote, now, rng);
-                self.counters.cookies_sent += 1;
-                self.answer(endpoint, &reply);
+                if let Some(reply) = handshaker.cookie_reply(bytes, remote, now, rng) {
+                    self.counters.cookies_sent += 1;
+                    self.answer(endpoint, &reply);
+                }
             }
         }
     }

@@ -31,6 +31,7 @@ pub mod io;
 pub mod offload;
 pub mod outbound;
 pub mod peers;
+pub mod probe;
 pub mod steering;
 pub mod tun;
 pub mod udp;

@@ -399,6 +399,16 @@ impl Handshaker {
         if peer.cookie.accept(message, now) { Ok(()) } else { Err(HandshakeError::BadCookie) }
     }
 
+    /// Whether a response or a cookie reply names a message of ours that waits for one: a look-up, no cryptography. (A
+    /// cookie reply answers a response as well.)
+    #[must_use]
+    pub fn expects_answer(&self, message: &[u8]) -> bool {
+        // A cookie reply begins with type and receiver; a response has its sender between them.
+        let at = if message.len() == COOKIE_REPLY_LEN { 4 } else { 8 };
+        let index = message.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u32::from_le_bytes);
+        index.is_some_and(|index| self.indices.find(index).is_some())
+    }
+
     /// Whether an initiation's or a response's mac1 is right: its sender knows our public key.
     #[must_use]
     pub fn check_mac1(&self, message: &[u8]) -> bool {
