@@ -206,7 +206,7 @@ mod tests {
 
     fn v4(tos: u8) -> Vec<u8> {
         let mut p = vec![0x45, tos, 0, 28, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-        let sum = Sum::default().add(&p).checksum();
+        let sum = Sum::default().add_bytes(&p).checksum();
         p[10..12].copy_from_slice(&sum);
         p.extend([1, 2, 3, 4, 5, 6, 7, 8]);
         p
@@ -312,7 +312,7 @@ mod tests {
         let mut packet = v4(ECT_0);
         packet[11] ^= 1;
         decapsulate_ecn(CE, &mut packet);
-        assert!(!Sum::default().add(&packet[..20]).is_valid());
+        assert!(!Sum::default().add_bytes(&packet[..20]).is_valid());
     }
 
     proptest! {

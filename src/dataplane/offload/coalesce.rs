@@ -466,7 +466,7 @@ impl Merged {
         if self.key.src.is_ipv4() {
             put16(ip_header, ip::V4_TOTAL_LEN_AT, (total as u16).to_be_bytes())?;
             put16(ip_header, ip::V4_CHECKSUM_AT, [0; 2])?;
-            let sum = Sum::default().add(ip_header);
+            let sum = Sum::default().add_bytes(ip_header);
             put16(ip_header, ip::V4_CHECKSUM_AT, sum.checksum())?;
         } else {
             put16(ip_header, ip::V6_PAYLOAD_LEN_AT, transport_len.to_be_bytes())?;
@@ -521,14 +521,14 @@ impl Candidate {
         let headers = transport_at + transport_len;
         let payload = packet.len().checked_sub(headers).filter(|payload| *payload > 0)?;
         let id = match ip.version() {
-            ip::Version::V4 if Sum::default().add(packet.get(..transport_at)?).is_valid() => {
+            ip::Version::V4 if Sum::default().add_bytes(packet.get(..transport_at)?).is_valid() => {
                 be16(packet, ip::V4_ID_AT)?
             }
             ip::Version::V4 => return None,
             ip::Version::V6 => 0,
         };
         let pseudo = pseudo_header(ip.src, ip.dst, ip.protocol, transport.len() as u32);
-        pseudo.add(transport).is_valid().then_some(Self {
+        pseudo.add_bytes(transport).is_valid().then_some(Self {
             transport_at,
             headers,
             payload,

@@ -169,7 +169,7 @@ impl Cut {
             put16(header, ip::V4_TOTAL_LEN_AT, [0; 2])?;
             put16(header, ip::V4_ID_AT, [0; 2])?;
             put16(header, ip::V4_CHECKSUM_AT, [0; 2])?;
-            self.ip_sum = self.ip_sum.add(header);
+            self.ip_sum = self.ip_sum.add_bytes(header);
         }
         let mut bytes = [0; tcp::MAX_LEN];
         let header = bytes.get_mut(..self.headers - self.transport_at)?;
@@ -182,7 +182,7 @@ impl Cut {
             }
             Transport::Udp => put32(header, udp::LENGTH_AT, [0; 4])?,
         }
-        self.transport_sum = self.transport_sum.add(header);
+        self.transport_sum = self.transport_sum.add_bytes(header);
         Some(())
     }
 
@@ -240,7 +240,7 @@ impl SuperPacket<'_> {
     /// How many packets it becomes; at least 1, at most 65,495.
     #[must_use]
     pub fn segments(&self) -> usize {
-        match self.work {
+        match &self.work {
             Work::Cut(cut) => cut.count,
             Work::Copy | Work::Complete { .. } => 1,
         }
@@ -250,7 +250,7 @@ impl SuperPacket<'_> {
     /// the last.
     #[must_use]
     pub fn segment_len(&self, index: usize) -> usize {
-        match self.work {
+        match &self.work {
             _ if index >= self.segments() => 0,
             Work::Cut(cut) => cut.headers + cut.payload(self.packet.len(), index).1,
             Work::Copy | Work::Complete { .. } => self.packet.len(),

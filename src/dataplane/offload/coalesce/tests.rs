@@ -162,8 +162,8 @@ fn wrong_checksums_go_alone_and_unchanged() {
             *packets[wrong].last_mut().unwrap() ^= 1;
             let writes = coalesced(&packets);
             assert!(writes.contains(&[vec![0; 10], packets[wrong].clone()].concat()));
-            // TCP then has a gap behind the wrong one; UDP goes on.
-            assert_eq!(shape(&packets), [vec![1, if udp { 2 } else { 2 }], vec![1, 1, 1], vec![2, 1]][wrong]);
+            // Behind the wrong one a new super-packet begins: it closed its flow.
+            assert_eq!(shape(&packets), [vec![1, 2], vec![1, 1, 1], vec![2, 1]][wrong]);
         }
     }
     let mut packets = three(|_, _| {});
