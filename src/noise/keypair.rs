@@ -185,7 +185,8 @@ impl Keypairs {
             }
         }
         for standing in [&mut self.previous, &mut self.current, &mut self.next] {
-            let held = standing.and_then(|place| self.places.get(usize::from(place))).is_some_and(Option::is_some);
+            let held =
+                standing.and_then(|place| self.places.get(usize::from(place))).is_some_and(Option::is_some);
             *standing = standing.filter(|_| held);
         }
         released
@@ -340,7 +341,9 @@ mod tests {
         assert!(!pair.is_expired(at(0), &LIMITS), "a clock that jumped back");
 
         pair.role = Role::Responder;
-        assert!(!pair.is_stale_for_sending(at(1179), &LIMITS) && !pair.is_stale_for_receiving(at(1179), &LIMITS));
+        assert!(
+            !pair.is_stale_for_sending(at(1179), &LIMITS) && !pair.is_stale_for_receiving(at(1179), &LIMITS)
+        );
         assert!(pair.is_expired(at(1180), &LIMITS));
         pair.send_counter = LIMITS.rekey_after_messages;
         assert!(!pair.is_stale_for_sending(at(1000), &LIMITS));

@@ -128,7 +128,10 @@ struct Timers {
 
 impl Timers {
     fn deadline(&self) -> Option<Time> {
-        [self.retransmit, self.keepalive, self.new_handshake, self.erase, self.persistent].into_iter().flatten().min()
+        [self.retransmit, self.keepalive, self.new_handshake, self.erase, self.persistent]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -235,7 +238,8 @@ impl PeerSession {
     /// Sets the interval of persistent keepalives in seconds; `None` and 0 turn them off. Turning them on sends one
     /// at once.
     pub fn set_keepalive(&mut self, seconds: Option<u16>, now: Time) {
-        let interval = seconds.filter(|&seconds| seconds != 0).map(|seconds| Duration::from_secs(seconds.into()));
+        let interval =
+            seconds.filter(|&seconds| seconds != 0).map(|seconds| Duration::from_secs(seconds.into()));
         let was_off = self.persistent_keepalive.is_none();
         self.persistent_keepalive = interval;
         match interval {
@@ -278,12 +282,13 @@ impl PeerSession {
     #[inline]
     pub fn reserve(&mut self, n: u64, now: Time) -> Option<Reserved> {
         let limits = &self.limits;
-        let reserved = self.keypairs.current_mut().filter(|keypair| !keypair.is_expired(now, limits)).and_then(
-            |keypair| {
-                let first_counter = keypair.reserve(n, limits)?;
-                Some(Reserved { first_counter, remote_index: keypair.remote_index })
-            },
-        );
+        let reserved =
+            self.keypairs.current_mut().filter(|keypair| !keypair.is_expired(now, limits)).and_then(
+                |keypair| {
+                    let first_counter = keypair.reserve(n, limits)?;
+                    Some(Reserved { first_counter, remote_index: keypair.remote_index })
+                },
+            );
         if reserved.is_none() {
             self.begin(now, Attempt::First);
         }

@@ -157,7 +157,9 @@ impl Wheel {
 
     /// Removes the slot's deadline, if it has one.
     pub fn cancel(&mut self, slot: u32) {
-        let Some(entry) = self.entries.get_mut(slot as usize).filter(|entry| entry.level != NONE) else { return };
+        let Some(entry) = self.entries.get_mut(slot as usize).filter(|entry| entry.level != NONE) else {
+            return;
+        };
         let Entry { previous, next, level, bucket, .. } = *entry;
         *entry = UNLINKED;
         if let Some(after) = self.entries.get_mut(next as usize) {
@@ -241,8 +243,14 @@ impl Wheel {
         if let Some(second) = self.entries.get_mut(head as usize) {
             second.previous = slot;
         }
-        self.entries[index] =
-            Entry { due, opens: due >> shift << shift, previous: NONE, next: head, level, bucket: bucket as u32 };
+        self.entries[index] = Entry {
+            due,
+            opens: due >> shift << shift,
+            previous: NONE,
+            next: head,
+            level,
+            bucket: bucket as u32,
+        };
     }
 }
 

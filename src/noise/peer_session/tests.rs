@@ -59,7 +59,13 @@ fn send(session: &mut PeerSession, data: bool, now: Time) {
     session.sent(data, if data { 128 } else { 32 }, now);
 }
 
-fn receive(session: &mut PeerSession, index: u32, counter: u64, data: bool, now: Time) -> Result<(), Refused> {
+fn receive(
+    session: &mut PeerSession,
+    index: u32,
+    counter: u64,
+    data: bool,
+    now: Time,
+) -> Result<(), Refused> {
     let name = session.keypair(index).expect("a keypair");
     session.check(name, counter, now)?;
     session.accept(name, counter)?;
@@ -280,7 +286,11 @@ fn persistent_keepalive_makes_a_session_and_outlives_giving_up() {
     // Each initiation puts it off; 25 s after the last of 20 it begins anew, as in the kernel.
     let times = begins(&mut session, at(3600));
     assert!(times.len() > 500, "{}", times.len());
-    let pauses = times.windows(2).map(|pair| pair[1].since(pair[0])).filter(|gap| gap.as_secs() > 5).collect::<Vec<_>>();
+    let pauses = times
+        .windows(2)
+        .map(|pair| pair[1].since(pair[0]))
+        .filter(|gap| gap.as_secs() > 5)
+        .collect::<Vec<_>>();
     assert!(pauses.len() > 25);
     assert!(pauses.iter().all(|&pause| pause == Duration::from_secs(25)), "{pauses:?}");
 }
