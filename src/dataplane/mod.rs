@@ -1,3 +1,6 @@
 //! The packet's way.
 
 pub mod io;
+pub mod steering;
+pub mod tun;
+pub mod udp;
