@@ -1,0 +1,232 @@
+//! Control bytes by hand and at random, and datagrams over loopback.
+
+use std::net::UdpSocket;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::sys::testing::{in_netns, ip};
+
+fn pair(addr: &str, domain: Domain) -> (UdpSocket, UdpSocket) {
+    let (a, b) = (UdpSocket::bind((addr, 0)).unwrap(), UdpSocket::bind((addr, 0)).unwrap());
+    for socket in [&a, &b] {
+        set_receive_info(socket, domain).unwrap();
+        set_interface_mtu(socket, domain).unwrap();
+        set_buffers(socket, 1 << 20).unwrap();
+    }
+    (a, b)
+}
+
+const FAMILIES: [(&str, Domain); 2] = [("127.0.0.1", Domain::IPV4), ("::1", Domain::IPV6)];
+
+#[test]
+fn a_datagram_arrives_with_its_source_and_tos() {
+    for (addr, domain) in FAMILIES {
+        let (a, b) = pair(addr, domain);
+        let mut buffer = [0; 100];
+        let empty = recv(&b, &mut buffer).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+        for tos in [0, 1, 0x88, 0xff] {
+            send(&a, b"hello", b.local_addr().unwrap(), None, tos, None).unwrap();
+            let got = recv(&b, &mut buffer).unwrap();
+            // TCP-less sockets may not set ECN bits from user space before 3.x; every supported kernel lets UDP.
+            assert_eq!((&buffer[..got.len], got.tos), (&b"hello"[..], tos), "{addr}");
+            assert_eq!(got.remote, a.local_addr().unwrap());
+            let source = got.source.unwrap();
+            assert_eq!((source.addr, source.ifindex), (addr.parse().unwrap(), 1));
+            assert_eq!((got.segment, got.truncated), (None, false));
+        }
+    }
+}
+
+#[test]
+fn an_empty_and_a_cut_datagram() {
+    for (addr, domain) in FAMILIES {
+        let (a, b) = pair(addr, domain);
+        send(&a, b"", b.local_addr().unwrap(), None, 0, None).unwrap();
+        send(&a, b"12345", b.local_addr().unwrap(), None, 0, None).unwrap();
+        let mut buffer = [0; 3];
+        let got = recv(&b, &mut buffer).unwrap();
+        assert_eq!((got.len, got.truncated), (0, false));
+        let got = recv(&b, &mut buffer).unwrap();
+        assert_eq!((got.len, got.truncated, &buffer), (3, true, b"123"));
+    }
+}
+
+#[test]
+fn a_run_is_cut_into_datagrams_or_arrives_as_one() {
+    for (addr, domain) in FAMILIES {
+        let (a, b) = pair(addr, domain);
+        let run: Vec<u8> = (0..250).collect();
+        let mut buffer = [0; 1000];
+        send(&a, &run, b.local_addr().unwrap(), None, 2, Some(100)).unwrap();
+        let lens: Vec<usize> = (0..3).map(|_| recv(&b, &mut buffer).unwrap().len).collect();
+        assert_eq!(lens, [100, 100, 50]);
+        set_gro(&b).unwrap();
+        let source = Some(Source { addr: addr.parse().unwrap(), ifindex: 0 });
+        send(&a, &run, b.local_addr().unwrap(), source, 2, Some(100)).unwrap();
+        let got = recv(&b, &mut buffer).unwrap();
+        assert_eq!((got.len, got.segment, got.tos), (250, Some(100), 2));
+        assert_eq!(&buffer[..250], run);
+        assert_eq!(got.source, Some(Source { addr: addr.parse().unwrap(), ifindex: 1 }));
+    }
+}
+
+#[test]
+fn the_source_is_kept_and_a_lost_one_is_an_error() {
+    in_netns(|| {
+        ip("addr add 198.18.0.1/24 dev lo");
+        ip("addr add 198.18.0.2/24 dev lo");
+        ip("addr add fd01::1/64 dev lo nodad");
+        ip("addr add fd01::2/64 dev lo nodad");
+        let cases = [
+            ("0.0.0.0:0", "198.18.0.1:5000", "198.18.0.2", "198.18.0.9", libc::ENETUNREACH),
+            ("[::]:0", "[fd01::1]:5000", "fd01::2", "fd01::9", libc::EINVAL),
+        ];
+        for (from, to, source, gone, errno) in cases {
+            let (a, b) = (UdpSocket::bind(from).unwrap(), UdpSocket::bind(to).unwrap());
+            let mut buffer = [0; 10];
+            for ifindex in [0, 1] {
+                let source = Source { addr: source.parse().unwrap(), ifindex };
+                send(&a, b"x", b.local_addr().unwrap(), Some(source), 0, None).unwrap();
+                assert_eq!(recv(&b, &mut buffer).unwrap().remote.ip(), source.addr);
+            }
+            let gone = Some(Source { addr: gone.parse().unwrap(), ifindex: 0 });
+            let error = send(&a, b"x", b.local_addr().unwrap(), gone, 0, None).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(errno), "{to}");
+            let other = Some(Source {
+                addr: if to.starts_with('[') { "127.0.0.1" } else { "::1" }.parse().unwrap(),
+                ifindex: 0,
+            });
+            let error = send(&a, b"x", b.local_addr().unwrap(), other, 0, None).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "another family");
+        }
+    });
+}
+
+#[test]
+fn a_full_buffer_says_so_and_the_limit_of_a_run_is_an_error() {
+    let (a, b) = pair("127.0.0.1", Domain::IPV4);
+    let to = b.local_addr().unwrap();
+    assert_eq!(send(&a, &[0; 65_508], to, None, 0, None).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+    assert!(send(&a, &[0; 1290], to, None, 0, Some(10)).is_err(), "129 segments");
+    send(&a, &[0; 1280], to, None, 0, Some(10)).unwrap();
+}
+
+#[test]
+fn a_refused_port_is_reported_once() {
+    let (a, b) = pair("127.0.0.1", Domain::IPV4);
+    let to = b.local_addr().unwrap();
+    drop(b);
+    a.connect(to).unwrap();
+    send(&a, b"x", to, None, 0, None).unwrap();
+    let mut buffer = [0; 10];
+    assert_eq!(recv(&a, &mut buffer).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(recv(&a, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_port_is_shared_once_the_option_is_set_after_bind() {
+    let first = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let join = || {
+        let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        set_reuse_port(&socket).unwrap();
+        socket.bind(&first.local_addr().unwrap().into())
+    };
+    assert_eq!(join().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    set_reuse_port(&first).unwrap();
+    join().unwrap();
+}
+
+#[test]
+fn a_bad_program_is_refused() {
+    let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    set_reuse_port(&socket).unwrap();
+    assert!(attach_reuseport_cbpf(&socket, &[]).is_err());
+    let load = libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 };
+    assert!(attach_reuseport_cbpf(&socket, &[load]).is_err(), "does not return");
+}
+
+/// A control message by hand: length, level, kind, data, padding.
+fn message(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (HEADER + data.len()).to_ne_bytes().to_vec();
+    bytes.extend(level.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(data);
+    bytes.resize(space(data.len()), 0xEE);
+    bytes
+}
+
+#[test]
+fn the_walk_reads_known_messages_and_skips_others() {
+    let bytes = [
+        message(libc::SOL_SOCKET, 99, &[1, 2, 3]),
+        message(libc::IPPROTO_IP, libc::IP_TOS, &[0x89]),
+        message(libc::SOL_UDP, libc::UDP_GRO, &1400_i32.to_ne_bytes()),
+        message(libc::IPPROTO_IP, libc::IP_PKTINFO, &[5, 0, 0, 0, 10, 0, 0, 1, 255, 255, 255, 255]),
+    ]
+    .concat();
+    let source = Some(Source { addr: "10.0.0.1".parse().unwrap(), ifindex: 5_u32.to_le().to_le() });
+    let all = Control { source, tos: 0x89, segment: Some(1400) };
+    assert_eq!(parse_control(&bytes), all);
+    // The last message without its padding, as the kernel gives it.
+    assert_eq!(parse_control(&bytes[..bytes.len() - 4]), all);
+    // Cut anywhere: what came before is kept, nothing is invented.
+    for len in 0..bytes.len() - 4 {
+        assert_eq!(parse_control(&bytes[..len]).source, None, "{len}");
+    }
+    assert_eq!(parse_control(&bytes[..space(3)]), Control::default());
+}
+
+#[test]
+fn the_walk_ends_at_nonsense() {
+    let good = message(libc::IPPROTO_IP, libc::IP_TOS, &[7]);
+    for len in [0_usize, 1, HEADER - 1, 1000, usize::MAX, usize::MAX - 6] {
+        let mut bad = good.clone();
+        bad[..8].copy_from_slice(&len.to_ne_bytes());
+        assert_eq!(parse_control(&[bad, good.clone()].concat()), Control::default(), "{len}");
+    }
+    for n in [0_i32, -1, 65_536] {
+        assert_eq!(parse_control(&message(libc::SOL_UDP, libc::UDP_GRO, &n.to_ne_bytes())).segment, None);
+    }
+}
+
+#[test]
+fn everything_sent_at_once_fits_and_reads_back() {
+    for addr in ["10.1.2.3", "fe80::7"] {
+        let source = Source { addr: addr.parse().unwrap(), ifindex: 3 };
+        let mut writer = ControlWriter::new();
+        writer.push_source(source);
+        writer.push_tos(source.addr.is_ipv6(), 0x88);
+        writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, 1400_u16.to_ne_bytes());
+        assert!(writer.len <= CONTROL_LEN);
+        let read = parse_control(&writer.bytes[..writer.len]);
+        assert_eq!((read.source, read.tos, read.segment), (Some(source), 0x88, None));
+    }
+}
+
+#[test]
+fn addresses_read_back() {
+    for text in ["1.2.3.4:5", "255.255.255.255:65535", "[::]:0", "[fe80::1%7]:51820"] {
+        let addr: SocketAddr = text.parse().unwrap();
+        assert_eq!(Address::new(addr).0.read(), Some(addr));
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_walk_takes_anything(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        let _ = parse_control(&bytes);
+    }
+
+    #[test]
+    fn the_walk_takes_messages_of_any_content(
+        parts in prop::collection::vec(
+            (prop::sample::select(vec![0, 17, 41, 1]), prop::sample::select(vec![1, 8, 50, 67, 103, 104]),
+             prop::collection::vec(any::<u8>(), 0..24)), 0..6),
+    ) {
+        let bytes: Vec<u8> = parts.iter().flat_map(|(level, kind, data)| message(*level, *kind, data)).collect();
+        let read = parse_control(&bytes);
+        prop_assert!(read.segment != Some(0));
+    }
+}

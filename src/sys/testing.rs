@@ -1,0 +1,32 @@
+//! Help for tests that need root: a network namespace of their own, or a printed reason for not running.
+
+use std::process::Command;
+
+use super::{netns, process};
+
+/// Runs `test` on a thread in a fresh network namespace whose loopback is up. Without root it prints why it does
+/// nothing, or panics where `RINGWAY_REQUIRE_ROOT=1` says that nothing may be skipped.
+pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
+    if !process::is_root() {
+        assert!(
+            std::env::var_os("RINGWAY_REQUIRE_ROOT").is_none_or(|v| v != "1"),
+            "this test needs root, and RINGWAY_REQUIRE_ROOT=1 forbids skipping it"
+        );
+        println!("skipped: needs root for a network namespace and a TUN device");
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        netns::unshare().expect("a network namespace");
+        ip("link set lo up");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` with these arguments in the calling thread's namespace.
+pub(crate) fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("ip(8)");
+    assert!(status.success(), "ip {arguments}: {status}");
+}

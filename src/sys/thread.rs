@@ -1,0 +1,89 @@
+//! Where a thread runs and how important it is.
+
+use std::ffi::CString;
+use std::io;
+
+use core_affinity::CoreId;
+
+use super::check;
+
+/// Nice value of threads that yield to the workers (0 is normal, 19 the lowest).
+pub const LOW_PRIORITY: i32 = 5;
+
+/// The cores that this process may use, by number, ascending. Empty if the kernel does not say.
+#[must_use]
+pub fn cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
+}
+
+/// Pins the calling thread to a core. False if the core does not exist or is not ours (a cgroup's cpuset).
+#[must_use]
+pub fn pin(core: usize) -> bool {
+    // The crate builds a fixed-size mask from the number; a number beyond it would index out of bounds there.
+    cores().contains(&core) && core_affinity::set_for_current(CoreId { id: core })
+}
+
+/// Sets the calling thread's nice value (setpriority(2)); on Linux that is a property of a thread.
+///
+/// # Errors
+/// EACCES when it would be raised without CAP_SYS_NICE.
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: no pointer is passed; 0 names the calling thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
+/// Names the calling thread as `top -H` shows it. The kernel keeps 15 bytes; a name with a NUL is cut there.
+pub fn set_name(name: &str) {
+    let text = name.split('\0').next().unwrap_or_default();
+    let Ok(text) = CString::new(text) else { return };
+    // SAFETY: `text` is a NUL-terminated string; the kernel copies at most 16 bytes. It cannot fail otherwise.
+    unsafe { libc::prctl(libc::PR_SET_NAME, text.as_ptr()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_to_each_core_and_to_no_other() {
+        std::thread::spawn(|| {
+            let cores = cores();
+            assert!(!cores.is_empty());
+            let last = cores[cores.len() - 1];
+            assert!(pin(last));
+            assert_eq!(super::cores(), [last]);
+            assert!(!pin(100_000));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn lowers_one_thread_only() {
+        let nice = || {
+            // SAFETY: no pointer is passed.
+            unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+        };
+        let before = nice();
+        std::thread::spawn(move || {
+            set_nice(before.max(LOW_PRIORITY)).unwrap();
+            assert_eq!(nice(), before.max(LOW_PRIORITY));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(nice(), before);
+    }
+
+    #[test]
+    fn names_are_cut() {
+        std::thread::spawn(|| {
+            set_name("handshake-thread-with-a-long-name");
+            let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+            assert_eq!(name.trim_end(), "handshake-threa");
+            set_name("a\0b");
+            assert_eq!(std::fs::read_to_string("/proc/thread-self/comm").unwrap().trim_end(), "a");
+        })
+        .join()
+        .unwrap();
+    }
+}
