@@ -11,7 +11,7 @@
 //! read. Never several plain reads: each packet would wake them all, and they reorder. A request is in flight at most once and
 //! its successor starts only after its last completion, so a late completion of a cancelled one cannot be mistaken.
 //!
-//! A buffer in the kernel's hands is a [`Slot`] in a table of this module; the completion that names it takes it out. On drop
+//! A buffer in the kernel's hands is a [`Slot`](crate::sys::arena::Slot) in a table of this module; the completion that names it takes it out. On drop
 //! everything is cancelled and awaited, since the kernel would otherwise keep the UDP port and the TUN queue for a moment
 //! after the process is gone; if that fails, the buffers are leaked rather than reused under the kernel's pen.
 #![allow(unsafe_code)]

@@ -21,7 +21,7 @@ const HEADER_LEN: usize = 16;
 
 /// Where the payload begins: on a cache line of its own.
 pub(super) const PAYLOAD: usize = HEADER_LEN + NAME_LEN + CONTROL_LEN;
-const _: () = assert!(PAYLOAD % 64 == 0 && SLOT_SIZE - PAYLOAD > 65_535);
+const _: () = assert!(PAYLOAD.is_multiple_of(64) && SLOT_SIZE - PAYLOAD > 65_535);
 
 /// Where a request is on its way. It is in flight at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
