@@ -3,3 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod arena;
+pub mod inherit;
+pub mod interface;
+pub mod umask;
