@@ -1,0 +1,127 @@
+//! `ringway IFNAME`: everything that can be wrong with a request for a device, found before anything is made.
+
+use std::env;
+use std::ffi::OsString;
+use std::num::NonZeroU16;
+use std::os::fd::{OwnedFd, RawFd};
+
+use anyhow::{Context as _, bail};
+
+use crate::net::name::InterfaceName;
+use crate::sys::inherit::take_fd;
+
+/// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
+pub const MAX_WORKERS: u16 = 256;
+
+/// A device to serve.
+#[derive(Debug)]
+pub struct Options {
+    /// The TUN device's name.
+    pub name: InterfaceName,
+    /// Do not fork.
+    pub foreground: bool,
+    /// How many workers; 1 with `tun`.
+    pub workers: NonZeroU16,
+    /// An open TUN device (`WG_TUN_FD`): one queue.
+    pub tun: Option<OwnedFd>,
+    /// A listening UAPI socket (`WG_UAPI_FD`).
+    pub uapi: Option<OwnedFd>,
+}
+
+/// Reads the environment, checks everything, and serves the device until it ends.
+///
+/// # Errors
+/// A bad environment, or what serving says.
+pub fn run_device(name: InterfaceName, foreground: bool) -> anyhow::Result<()> {
+    super::logging::init();
+    let options = options(name, foreground, &|key| env::var_os(key))?;
+    bail!("serving '{}' is not wired", options.name)
+}
+
+/// The options of a device, with the environment handed in.
+fn options(
+    name: InterfaceName,
+    foreground: bool,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> anyhow::Result<Options> {
+    let text = |key: &str| variable(key).map(|value| value.to_string_lossy().into_owned());
+    let tun = inherited("WG_TUN_FD", text("WG_TUN_FD"))?;
+    let uapi = inherited("WG_UAPI_FD", text("WG_UAPI_FD"))?;
+    let mut workers = text("RINGWAY_WORKERS").map_or(Ok(NonZeroU16::MIN), |value| workers(&value))?;
+    if tun.is_some() && workers > NonZeroU16::MIN {
+        tracing::warn!(%workers, "WG_TUN_FD is one queue: one worker, whatever RINGWAY_WORKERS says");
+        workers = NonZeroU16::MIN;
+    }
+    let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    Ok(Options { name, foreground, workers, tun, uapi })
+}
+
+/// An inherited descriptor, if the variable names one.
+fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let fd: RawFd = value.parse().with_context(|| format!("{key}={value} is no descriptor"))?;
+    take_fd(fd).map(Some).with_context(|| format!("{key}={value}"))
+}
+
+/// `RINGWAY_WORKERS`: a number, or `auto` for one per core that this process may use.
+fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
+    let number = match value {
+        "" => return Ok(NonZeroU16::MIN),
+        "auto" => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            u16::try_from(cores).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
+        }
+        number => number.parse().unwrap_or(0),
+    };
+    NonZeroU16::new(number)
+        .filter(|number| number.get() <= MAX_WORKERS)
+        .with_context(|| format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsRawFd as _, IntoRawFd as _};
+
+    fn with(pairs: &[(&str, &str)]) -> anyhow::Result<Options> {
+        let find = |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| OsString::from(value));
+        options("wg0".parse().unwrap(), false, &find)
+    }
+
+    #[test]
+    fn nothing_set() {
+        let options = with(&[]).unwrap();
+        assert_eq!((options.name.as_str(), options.foreground, options.workers.get()), ("wg0", false, 1));
+        assert!(options.tun.is_none() && options.uapi.is_none());
+    }
+
+    #[test]
+    fn worker_counts() {
+        let count = |value| with(&[("RINGWAY_WORKERS", value)]).map(|options| options.workers.get());
+        assert_eq!(count("").unwrap(), 1);
+        assert_eq!(count("5").unwrap(), 5);
+        assert_eq!(count("256").unwrap(), 256);
+        assert!((1..=256).contains(&count("auto").unwrap()));
+        for bad in ["0", "257", "65537", "-1", "two", " 2"] {
+            assert!(count(bad).unwrap_err().to_string().contains("RINGWAY_WORKERS"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn foreground_by_environment() {
+        assert!(with(&[("WG_PROCESS_FOREGROUND", "1")]).unwrap().foreground);
+        assert!(!with(&[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
+    }
+
+    #[test]
+    fn inherited_descriptors() {
+        let fd = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
+        let text = fd.to_string();
+        let options = with(&[("WG_TUN_FD", &text), ("RINGWAY_WORKERS", "4")]).unwrap();
+        assert_eq!(options.tun.unwrap().as_raw_fd(), fd);
+        assert_eq!(options.workers.get(), 1, "one queue, one worker");
+        for bad in ["x", "1", "-3", "999999"] {
+            assert!(with(&[("WG_UAPI_FD", bad)]).unwrap_err().to_string().contains("WG_UAPI_FD"), "{bad}");
+        }
+    }
+}

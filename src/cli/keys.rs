@@ -1,0 +1,91 @@
+//! `genkey`, `pubkey`, `genpsk`: as `wg` has them.
+
+use std::io::{self, Read as _, Write as _};
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use crate::control::device::{clamp, public_of};
+use crate::types::Secret;
+
+/// A key in base64, bytes: 32 bytes with padding.
+const KEY_TEXT: usize = 44;
+
+/// `genkey`: a clamped X25519 private key (RFC 7748 section 5).
+///
+/// # Errors
+/// No randomness, or the standard output is closed.
+pub fn genkey() -> anyhow::Result<()> {
+    print_key(&clamp(random()?).0)
+}
+
+/// `genpsk`: 32 random bytes.
+///
+/// # Errors
+/// No randomness, or the standard output is closed.
+pub fn genpsk() -> anyhow::Result<()> {
+    print_key(&random()?.0)
+}
+
+/// `pubkey`: the public key of the private key on the standard input.
+///
+/// # Errors
+/// The input is no key, or the standard output is closed.
+pub fn pubkey() -> anyhow::Result<()> {
+    let mut text = Zeroizing::new(String::with_capacity(2 * KEY_TEXT));
+    io::stdin().take(2 * KEY_TEXT as u64).read_to_string(&mut text).context("standard input")?;
+    print_key(&public_of(&parse_key(&text)?).0)
+}
+
+/// A key in base64, with white space around it.
+fn parse_key(text: &str) -> anyhow::Result<Secret> {
+    let text = text.trim_ascii();
+    // Room for the decoder's estimate, which is one byte above what 44 characters hold.
+    let mut bytes = Zeroizing::new([0; 33]);
+    if text.len() != KEY_TEXT || STANDARD.decode_slice(text, bytes.as_mut_slice()).ok() != Some(32) {
+        bail!("a key has {KEY_TEXT} characters of base64");
+    }
+    let mut key = Secret([0; 32]);
+    key.0.copy_from_slice(bytes.first_chunk::<32>().context("key length")?);
+    Ok(key)
+}
+
+fn random() -> anyhow::Result<Secret> {
+    let mut key = Secret([0; 32]);
+    getrandom::fill(&mut key.0).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    Ok(key)
+}
+
+fn print_key(key: &[u8; 32]) -> anyhow::Result<()> {
+    let text = Zeroizing::new(STANDARD.encode(key));
+    writeln!(io::stdout(), "{}", *text).context("standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_and_out() {
+        // RFC 7748 section 6.1, Alice.
+        let text = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n";
+        let public = public_of(&parse_key(text).unwrap());
+        assert_eq!(public.to_base64(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+    }
+
+    #[test]
+    fn no_keys() {
+        let good = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+        for bad in ["", "=", &good[..43], &format!("{good}{good}"), &good.replace('d', "!"), &good.replace('=', "A")]
+        {
+            assert!(parse_key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn random_keys_differ() {
+        assert_ne!(random().unwrap().0, random().unwrap().0);
+    }
+}

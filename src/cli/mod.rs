@@ -1,0 +1,91 @@
+//! The command line: one file per verb, and a bare interface name for drop-in userspace WireGuard.
+//!
+//! Verbs win over interface names. A word that looks like a mistyped verb is refused: it must not become a device.
+
+pub mod device;
+pub mod keys;
+pub mod logging;
+pub mod show;
+mod suggest;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+
+use crate::net::name::InterfaceName;
+
+/// Exit code of a failure at work.
+const FAILURE: u8 = 1;
+
+/// A WireGuard-compatible VPN gateway for Linux.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show devices: peers, traffic, workers, offloads, drops
+    Show(show::ShowArgs),
+    /// Print a new private key
+    Genkey,
+    /// Read a private key from the standard input and print its public key
+    Pubkey,
+    /// Print a new preshared key
+    Genpsk,
+}
+
+/// `ringway [-f] IFNAME`
+#[derive(Debug, Args)]
+struct DeviceArgs {
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// Make this TUN device and serve it as WireGuard
+    #[arg(value_name = "IFNAME", required = true)]
+    name: Option<String>,
+}
+
+/// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Some(Verb::Show(args)) => show::run(&args),
+        Some(Verb::Genkey) => keys::genkey(),
+        Some(Verb::Pubkey) => keys::pubkey(),
+        Some(Verb::Genpsk) => keys::genpsk(),
+        None => match interface(cli.device.name.as_deref().unwrap_or_default()) {
+            Ok(name) => device::run_device(name, cli.device.foreground),
+            Err(error) => error.exit(),
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "ringway: {error:#}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// The name of a device to make, unless it is none or looks like a verb.
+fn interface(word: &str) -> Result<InterfaceName, clap::Error> {
+    let mut command = Cli::command();
+    command.build();
+    let verbs = command.get_subcommands().map(clap::Command::get_name);
+    if let Some(verb) = suggest::verb_close_to(word, verbs) {
+        let message = format!("'{word}' is no verb. Did you mean '{verb}'?\n");
+        return Err(command.error(ErrorKind::InvalidSubcommand, message));
+    }
+    word.parse().map_err(|error| command.error(ErrorKind::ValueValidation, format!("'{word}': {error}\n")))
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;
