@@ -252,11 +252,12 @@ const TOLERANCE: Duration = Duration::from_nanos(INTERVAL.as_nanos() as u64 * (S
 ///
 /// A bucket is one instant, the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
 /// Buckets stand in a table of 2048 sets of 8, as in a processor's cache; the set comes from a hash (SipHash) keyed at
-/// start, so nobody can aim at a set. A source that is new takes the place in its set whose bucket is the fullest: one
-/// that is full already, if there is any, is the same as none, so an entry expires a burst's worth of time (250 ms)
-/// after its last use without any sweeping. Each look-up costs the same eight comparisons whatever the table holds. When
-/// more than about 16,384 sources are active at once, some are forgotten and begin with a full bucket: the limiter then
-/// errs on the side of letting in, and a newcomer is never refused for want of a place.
+/// start, so nobody can aim at a set. A source that is new takes the place in its set whose bucket is the fullest. A
+/// bucket that is full already is the same as none, so an entry expires by itself, 250 ms after its last token was
+/// taken at the latest, without any sweeping. Each look-up costs the same eight comparisons whatever the table holds.
+///
+/// When more than about 16,384 sources are active within those 250 ms, some are forgotten and begin with a full
+/// bucket: the limiter then errs on the side of letting in. A newcomer is never refused for want of a place.
 pub struct SourceLimiter {
     sets: Box<[[Bucket; WAYS]]>,
     hash: RandomState,

@@ -4,8 +4,8 @@
 //! destination, inbound it tells whether a decrypted packet's source is its sender's ("cryptokey routing", WireGuard
 //! white paper section 2), and for a packet that landed on the wrong worker it names the right one.
 //!
-//! 1. Hosts (/32 and /128, nearly every prefix of a gateway) stand in a hash table. No prefix is longer, so a hit is the
-//!    answer.
+//! 1. Hosts (/32 and /128, nearly every prefix of a gateway) stand in a hash table. No prefix is longer, so a hit is
+//!    the answer.
 //! 2. Shorter prefixes stand in one trie per family ([`trie`]).
 //! 3. Every prefix is linked into a list of its peer, so that a peer is removed at the cost of its own prefixes.
 //!

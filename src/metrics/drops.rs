@@ -1,4 +1,5 @@
-//! Drop reasons: one list is the enum, the metric label and the documentation (`docs/metrics.md` is checked against it).
+//! Drop reasons: one list is the enum, the metric label and the documentation (`docs/metrics.md` is checked against
+//! it).
 
 /// Declares the reasons once.
 macro_rules! reasons {
