@@ -59,6 +59,15 @@ fn deletion_of_the_socket_ends_it() {
     ends_cleanly(peer);
 }
 
+/// The bound of the issue: at start, with two workers, at most 64 MiB resident.
+#[test]
+fn memory_at_start_is_bounded() {
+    let Some(lab) = Lab::new() else { return };
+    let peer = alone(&lab);
+    let resident = peer.resident();
+    assert!((1..=64 * 1024).contains(&resident), "{resident} KiB");
+}
+
 #[test]
 fn the_socket_is_for_root_alone() {
     let Some(lab) = Lab::new() else { return };

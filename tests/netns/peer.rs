@@ -58,7 +58,11 @@ impl Implementation {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Ringway { .. } | Self::WireguardGo => &["-f"],
-            Self::Boringtun => &["-f", "--disable-drop-privileges", "-v", "info"],
+            // One thread: with more it reorders the packets of a flow. Sockets connected to a peer's address
+            // would not notice that their own address has gone.
+            Self::Boringtun => {
+                &["-f", "-t", "1", "--disable-drop-privileges", "--disable-connected-udp", "-v", "info"]
+            }
         }
     }
 
@@ -234,7 +238,6 @@ impl Peer {
     }
 
     /// Resident memory in KiB.
-    #[allow(dead_code, reason = "used where a test bounds memory")]
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
