@@ -1,0 +1,115 @@
+//! What no honest peer sends: the gateway counts it and everybody else's traffic goes on.
+
+use std::time::Duration;
+
+use crate::errands::{run_on, send};
+use crate::lab::{Lab, wait_until};
+use crate::peer::Implementation;
+use crate::topology::{CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, Outer, Plan, Site, connect, gateway_endpoint};
+use crate::traffic::{Capture, Flow, Way, must_reach, ping};
+
+/// A gateway, one honest client, and the address on which an attacker's host (`e1` there) finds the gateway.
+fn besieged(lab: &Lab) -> (Site, std::sync::Arc<crate::lab::Host>, String) {
+    let site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(lab);
+    let attacker = lab.host("attacker");
+    connect(lab, &site.gateway.host, &attacker, 1, 1500);
+    must_reach(&site.clients[0].host, GATEWAY_V4);
+    (site, attacker, gateway_endpoint(1, Outer::V4))
+}
+
+#[test]
+fn garbage_of_every_length_costs_a_counter() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut site, attacker, to) = besieged(&lab);
+    let before = site.gateway.counter("malformed");
+    run_on(&attacker, &format!("garbage {to}"));
+    run_on(&attacker, &format!("garbage {}", gateway_endpoint(1, Outer::V6)));
+    must_reach(&site.clients[0].host, GATEWAY_V4);
+    assert!(site.gateway.exit_status().is_none());
+    let after = site.gateway.counter("malformed");
+    assert!(before.is_none() || after >= before.map(|n| n + 1000), "{before:?} {after:?}");
+}
+
+#[test]
+fn replayed_datagrams_are_refused() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut site, attacker, to) = besieged(&lab);
+    let client = &site.clients[0];
+    let filter = format!("udp dst port {GATEWAY_PORT}");
+    let capture = Capture::start(&site.gateway.host, "e0", 0, &filter);
+    assert_eq!(ping(&client.host, GATEWAY_V4, 40, 200), 40);
+    let file = capture.stop();
+    let endpoint = site.gateway.show("endpoints", &client.public);
+    let received = site.gateway.host.run("cat /sys/class/net/wg0/statistics/rx_packets");
+    let before = site.gateway.counter("replayed");
+    run_on(&attacker, &format!("replay {to} {} 25", file.display()));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(site.gateway.show("endpoints", &client.public), endpoint, "nobody roams on a replay");
+    let after = site.gateway.host.run("cat /sys/class/net/wg0/statistics/rx_packets");
+    assert_eq!(after, received, "no replayed packet comes out of the tunnel");
+    must_reach(&client.host, GATEWAY_V4);
+    let counted = site.gateway.counter("replayed");
+    assert!(before.is_none() || counted >= before.map(|n| n + 40 * 25), "{before:?} {counted:?}");
+    assert!(site.gateway.exit_status().is_none());
+    std::fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn forged_handshakes_at_full_rate_stop_nobody() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let (mut site, attacker, to) = besieged(&lab);
+    let client = &site.clients[0];
+    let mut forger = send(&attacker, &format!("forge {to} {} 5", site.gateway.public));
+    let flow =
+        Flow { seconds: 3, udp: Some("5M"), ..Flow::udp(&client.host, &site.gateway.host, GATEWAY_V4) };
+    let report = flow.run();
+    assert!(report.packets > 500, "{report:?}");
+    let limit = if site.gateway.implementation.is_ringway() { 5 } else { 2 };
+    assert!(report.lost * limit < report.packets, "a live session goes on: {report:?}");
+    assert_eq!(site.gateway.show("endpoints", &client.public), format!("198.18.0.2:{CLIENT_PORT}"));
+    assert!(forger.wait().unwrap().success());
+    // Afterwards a new handshake succeeds: the load state and the limits recover.
+    let gateway = &site.gateway.public;
+    client.set(&format!("peer {gateway} remove"));
+    client.set(&format!("peer {gateway} allowed-ips 100.64.0.0/10 endpoint 198.18.0.1:{GATEWAY_PORT}"));
+    must_reach(&client.host, GATEWAY_V4);
+    assert!(site.gateway.exit_status().is_none());
+    if let Some(refused) = site.gateway.counter("cookie_required") {
+        assert!(refused > 0, "the gateway never asked for a cookie");
+    }
+}
+
+#[test]
+fn a_new_client_gets_in_during_a_flood_of_forgeries() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    if !Implementation::ringway().is_ringway() {
+        return lab.skip("the other implementations do not promise it");
+    }
+    let (site, attacker, to) = besieged(&lab);
+    let client = &site.clients[0];
+    let mut forger = send(&attacker, &format!("forge {to} {} 20", site.gateway.public));
+    let gateway = &site.gateway.public;
+    client.set(&format!("peer {gateway} remove"));
+    client.set(&format!("peer {gateway} allowed-ips 100.64.0.0/10 endpoint 198.18.0.1:{GATEWAY_PORT}"));
+    wait_until("a handshake comes through the flood", Duration::from_secs(18), || {
+        ping(&client.host, GATEWAY_V4, 1, 56) == 1
+    });
+    forger.kill().unwrap();
+    forger.wait().unwrap();
+}
+
+#[test]
+fn a_forged_fragmentation_needed_stops_nothing() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let (mut site, attacker, _) = besieged(&lab);
+    let client = &site.clients[0];
+    // Off the path, but it names a live flow of the gateway.
+    attacker.run("ip route add 198.18.0.0/24 via 198.18.1.1");
+    run_on(&attacker, &format!("too-big 198.18.0.1:{GATEWAY_PORT} 198.18.0.2:{CLIENT_PORT} 600"));
+    let route = site.gateway.host.run("ip route get 198.18.0.2");
+    let down = Flow { way: Way::Down, ..Flow::tcp(&client.host, &site.gateway.host, GATEWAY_V4) };
+    let report = down.run();
+    assert!(report.rate > 20e6, "{report:?} with {route}");
+    assert_eq!(ping(&client.host, GATEWAY_V4, 3, 1392), 3, "whole packets still go, with {route}");
+    assert!(site.gateway.exit_status().is_none());
+}

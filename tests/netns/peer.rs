@@ -1,0 +1,284 @@
+//! One WireGuard implementation running on one host, configured through the standard `wg`.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lab::{Host, command, machine, target, wait_until};
+
+/// A program that speaks WireGuard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Implementation {
+    /// This project, with so many workers.
+    Ringway {
+        /// `RINGWAY_WORKERS`.
+        workers: u16,
+    },
+    /// Debian's `wireguard-go`.
+    WireguardGo,
+    /// The crate `boringtun-cli`.
+    Boringtun,
+}
+
+impl Implementation {
+    /// Ringway with two workers, or what `RINGWAY_LAB_SELF` puts in its place.
+    pub(crate) fn ringway() -> Self {
+        Self::ringway_with(2)
+    }
+
+    /// Ringway with `workers` workers, or what `RINGWAY_LAB_SELF` puts in its place.
+    pub(crate) fn ringway_with(workers: u16) -> Self {
+        match std::env::var("RINGWAY_LAB_SELF").as_deref() {
+            Ok("wireguard-go") => Self::WireguardGo,
+            Ok("boringtun") => Self::Boringtun,
+            _ => Self::Ringway { workers },
+        }
+    }
+
+    /// True for this project's own program.
+    pub(crate) fn is_ringway(self) -> bool {
+        matches!(self, Self::Ringway { .. })
+    }
+
+    /// The program.
+    pub(crate) fn program(self) -> PathBuf {
+        match self {
+            Self::Ringway { .. } => PathBuf::from(env!("CARGO_BIN_EXE_ringway")),
+            Self::WireguardGo => PathBuf::from("wireguard-go"),
+            Self::Boringtun => {
+                let path = target().join("tools/bin/boringtun-cli");
+                assert!(path.exists(), "{} is missing: run `make tools`", path.display());
+                path
+            }
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Ringway { .. } | Self::WireguardGo => &["-f"],
+            // One thread: with more it reorders the packets of a flow. Sockets connected to a peer's address
+            // would not notice that their own address has gone.
+            Self::Boringtun => {
+                &["-f", "-t", "1", "--disable-drop-privileges", "--disable-connected-udp", "-v", "info"]
+            }
+        }
+    }
+
+    fn environment(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Ringway { workers } => {
+                vec![("RINGWAY_WORKERS", workers.to_string()), ("LOG_LEVEL", "verbose".into())]
+            }
+            Self::WireguardGo => {
+                vec![
+                    ("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1".into()),
+                    ("LOG_LEVEL", "error".into()),
+                ]
+            }
+            Self::Boringtun => vec![],
+        }
+    }
+}
+
+/// What one peer tells `wg` about another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Remote<'a> {
+    /// Base64 public key.
+    pub(crate) public: &'a str,
+    /// Comma-separated prefixes.
+    pub(crate) allowed: &'a str,
+    /// `address:port`, if it is known.
+    pub(crate) endpoint: Option<&'a str>,
+    /// Base64 preshared key.
+    pub(crate) preshared: Option<&'a str>,
+    /// Persistent keepalive in seconds.
+    pub(crate) keepalive: Option<u16>,
+}
+
+/// A running implementation with one interface.
+pub(crate) struct Peer {
+    /// Where it runs.
+    pub(crate) host: Arc<Host>,
+    /// Its interface.
+    pub(crate) interface: String,
+    /// Its base64 public key.
+    pub(crate) public: String,
+    /// What runs.
+    pub(crate) implementation: Implementation,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Peer {
+    /// Starts the program, waits for its configuration socket, and gives it a fresh key and a listen port.
+    pub(crate) fn start(
+        host: &Arc<Host>,
+        implementation: Implementation,
+        interface: &str,
+        port: u16,
+    ) -> Self {
+        Self::start_with(host, implementation, interface, port, &[])
+    }
+
+    /// As `start`, with more environment variables.
+    pub(crate) fn start_with(
+        host: &Arc<Host>,
+        implementation: Implementation,
+        interface: &str,
+        port: u16,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let file = File::create(&log).unwrap();
+        let child = host
+            .command(implementation.program())
+            .args(implementation.arguments())
+            .arg(interface)
+            .envs(implementation.environment())
+            .envs(variables.iter().copied())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .expect("the program starts");
+        let private = machine("wg genkey");
+        let public = host.run_with_input("wg pubkey", &private).trim().to_owned();
+        let mut peer = Self {
+            host: Arc::clone(host),
+            interface: interface.to_owned(),
+            public,
+            implementation,
+            child,
+            log,
+        };
+        wait_until("the configuration socket is there", Duration::from_secs(10), || {
+            assert!(peer.exit_status().is_none(), "{implementation:?} ended at once");
+            peer.socket().exists()
+        });
+        let line = format!("wg set {interface} listen-port {port} private-key /dev/stdin");
+        peer.host.run_with_input(&line, &private);
+        peer
+    }
+
+    /// The configuration socket, as this process sees it.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.host.run_file(&format!("wireguard/{}.sock", self.interface))
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How the program ended, if it has.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child of ours")
+    }
+
+    /// Sends a signal by name, as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        machine(&format!("kill -{name} {}", self.child.id()));
+    }
+
+    /// Addresses, MTU, up.
+    pub(crate) fn up(&self, addresses: &[&str], mtu: u32) {
+        self.host.run(&format!("ip link set {} mtu {mtu} up", self.interface));
+        for address in addresses {
+            self.host.address(&self.interface, address);
+        }
+    }
+
+    /// `wg set INTERFACE` with the rest of the line.
+    pub(crate) fn set(&self, rest: &str) {
+        self.host.run(&format!("wg set {} {rest}", self.interface));
+    }
+
+    /// Adds or changes a peer.
+    pub(crate) fn know(&self, remote: &Remote<'_>) {
+        let mut line = format!("wg set {} peer {}", self.interface, remote.public);
+        if let Some(endpoint) = remote.endpoint {
+            line.push_str(&format!(" endpoint {endpoint}"));
+        }
+        if let Some(seconds) = remote.keepalive {
+            line.push_str(&format!(" persistent-keepalive {seconds}"));
+        }
+        if remote.preshared.is_some() {
+            line.push_str(" preshared-key /dev/stdin");
+        }
+        if !remote.allowed.is_empty() {
+            line.push_str(&format!(" allowed-ips {}", remote.allowed));
+        }
+        self.host.run_with_input(&line, remote.preshared.unwrap_or_default());
+    }
+
+    /// What `wg show INTERFACE FIELD` says of a peer; empty if it does not know that peer.
+    pub(crate) fn show(&self, field: &str, public: &str) -> String {
+        let text = self.host.run(&format!("wg show {} {field}", self.interface));
+        let line = text.lines().find_map(|line| line.strip_prefix(public));
+        line.unwrap_or_default().trim().to_owned()
+    }
+
+    /// Unix seconds of the last handshake with a peer; 0 if there was none.
+    pub(crate) fn latest_handshake(&self, public: &str) -> u64 {
+        self.show("latest-handshakes", public).parse().unwrap_or(0)
+    }
+
+    /// The sum of every number called `name` in `ringway show --json`; `None` if this is another program.
+    pub(crate) fn counter(&self, name: &str) -> Option<u64> {
+        if !self.implementation.is_ringway() {
+            return None;
+        }
+        let mut show = self.host.command(self.implementation.program());
+        let output = show.args(["show", "--json", &self.interface]).output().expect("ringway show");
+        assert!(output.status.success(), "ringway show: {}", String::from_utf8_lossy(&output.stderr));
+        let document = serde_json::from_slice(&output.stdout).expect("ringway show --json prints JSON");
+        Some(sum_of(&document, name).unwrap_or_else(|| panic!("no counter {name} in {document:#}")))
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let from = text.lines().count().saturating_sub(40);
+            let tail: Vec<_> = text.lines().skip(from).collect();
+            let shown = if tail.is_empty() { "(nothing)".to_owned() } else { tail.join("\n") };
+            println!("--- {:?} on {} said:\n{shown}", self.implementation, self.host.namespace);
+        } else {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}
+
+/// A new preshared key.
+pub(crate) fn preshared_key() -> String {
+    machine("wg genpsk").trim().to_owned()
+}
+
+/// A public key whose private half nobody keeps.
+pub(crate) fn stranger() -> String {
+    let output = command("sh").args(["-c", "wg genkey | wg pubkey"]).output().expect("wg");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn sum_of(value: &serde_json::Value, name: &str) -> Option<u64> {
+    match value {
+        serde_json::Value::Object(fields) => fields
+            .iter()
+            .filter_map(|(key, inner)| if key == name { inner.as_u64() } else { sum_of(inner, name) })
+            .reduce(|a, b| a + b),
+        serde_json::Value::Array(items) => items.iter().filter_map(|i| sum_of(i, name)).reduce(|a, b| a + b),
+        _ => None,
+    }
+}
