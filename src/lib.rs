@@ -5,6 +5,7 @@ pub mod control;
 pub mod crypto;
 pub mod dataplane;
 pub mod fuzzing;
+pub mod gateway;
 pub mod metrics;
 pub mod net;
 pub mod noise;

@@ -3,30 +3,21 @@
 use std::env;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
+use std::time::Duration;
 use std::os::fd::{OwnedFd, RawFd};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
+use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
+use crate::noise::timers::Limits;
 use crate::sys::inherit::take_fd;
 
 /// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
 pub const MAX_WORKERS: u16 = 256;
 
-/// A device to serve.
-#[derive(Debug)]
-pub struct Options {
-    /// The TUN device's name.
-    pub name: InterfaceName,
-    /// Do not fork.
-    pub foreground: bool,
-    /// How many workers; 1 with `tun`.
-    pub workers: NonZeroU16,
-    /// An open TUN device (`WG_TUN_FD`): one queue.
-    pub tun: Option<OwnedFd>,
-    /// A listening UAPI socket (`WG_UAPI_FD`).
-    pub uapi: Option<OwnedFd>,
-}
+/// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
+const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
 
 /// Reads the environment, checks everything, and serves the device until it ends.
 ///
@@ -35,7 +26,7 @@ pub struct Options {
 pub fn run_device(name: InterfaceName, foreground: bool) -> anyhow::Result<()> {
     super::logging::init();
     let options = options(name, foreground, &|key| env::var_os(key))?;
-    bail!("serving '{}' is not wired", options.name)
+    dropin::run(options)
 }
 
 /// The options of a device, with the environment handed in.
@@ -53,7 +44,19 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
-    Ok(Options { name, foreground, workers, tun, uapi })
+    Ok(Options { name, foreground, workers, tun, uapi, limits: limits(text(REKEY_KNOB))? })
+}
+
+/// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
+fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
+    match knob {
+        Some(seconds) if cfg!(debug_assertions) => {
+            let seconds = seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
+            tracing::warn!(seconds, "{REKEY_KNOB} is set: for tests only");
+            Ok(Limits::shortened(Duration::from_secs(seconds)))
+        }
+        _ => Ok(Limits::default()),
+    }
 }
 
 /// An inherited descriptor, if the variable names one.

@@ -149,6 +149,14 @@ impl LinkWatch {
         self.change(LinkUnspec::new_with_index(self.index).txqueuelen(packets)).await
     }
 
+    /// Sets the link's MTU, bytes.
+    ///
+    /// # Errors
+    /// EPERM, ENODEV, or EINVAL for an MTU that the device does not take.
+    pub async fn set_mtu(&self, bytes: u32) -> io::Result<()> {
+        self.change(LinkUnspec::new_with_index(self.index).mtu(bytes)).await
+    }
+
     async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
         self.handle.link().change(link.build()).execute().await.map_err(to_io)
     }

@@ -245,9 +245,9 @@ mod tests {
     #[test]
     fn an_initiators_keypair_is_current_at_once() {
         let mut pairs = Keypairs::default();
-        assert_eq!(installed(&mut pairs, 1, Role::Initiator), []);
+        assert_eq!(installed(&mut pairs, 1, Role::Initiator), [] as [u32; 0]);
         assert_eq!(standing(&pairs), [None, Some(1), None]);
-        assert_eq!(installed(&mut pairs, 2, Role::Initiator), []);
+        assert_eq!(installed(&mut pairs, 2, Role::Initiator), [] as [u32; 0]);
         assert_eq!(standing(&pairs), [Some(1), Some(2), None]);
         assert_eq!(installed(&mut pairs, 3, Role::Initiator), [1]);
         assert_eq!(standing(&pairs), [Some(2), Some(3), None]);

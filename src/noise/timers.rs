@@ -51,6 +51,23 @@ impl Limits {
         reject_after_messages: REJECT_AFTER_MESSAGES,
     };
 
+    /// The paper's times, all shortened in the same proportion, so that keys are renewed after `rekey_after_time`. For
+    /// tests of what takes minutes; both sides may differ.
+    #[must_use]
+    pub fn shortened(rekey_after_time: Duration) -> Self {
+        let paper = Self::PAPER;
+        let scale = |time: Duration| time.mul_f64(rekey_after_time.div_duration_f64(paper.rekey_after_time));
+        Self {
+            rekey_after_time,
+            reject_after_time: scale(paper.reject_after_time),
+            rekey_attempt_time: scale(paper.rekey_attempt_time),
+            rekey_timeout: scale(paper.rekey_timeout),
+            rekey_timeout_jitter: scale(paper.rekey_timeout_jitter),
+            keepalive_timeout: scale(paper.keepalive_timeout),
+            ..paper
+        }
+    }
+
     /// The age at which an initiator renews on receipt: Reject-After-Time − Keepalive-Timeout − Rekey-Timeout, 165 s.
     #[must_use]
     pub const fn rekey_on_receipt_after(&self) -> Duration {

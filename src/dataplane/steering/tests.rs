@@ -259,7 +259,7 @@ fn closing_one_queue_moves_the_last_into_its_place() {
         // Number 2 of the device is number 1 of those left.
         assert_eq!(queue, 1, "so queues are closed together");
         device.queues.clear();
-        assert!(crate::sys::tun::link_by_name("rw-close").is_err());
+        assert!(tun::link_by_name("rw-close").is_err());
     });
 }
 

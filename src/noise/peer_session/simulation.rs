@@ -167,7 +167,7 @@ impl World {
             assert_eq!(payload, None, "what was staged has a keypair now");
             return;
         };
-        let key = session.sending_key().unwrap().0;
+        let key = session.sending_key(reserved.remote_index).unwrap().0;
         session.sent(payload.is_some(), 32, self.now);
         let to = session.endpoint().unwrap();
         assert!(self.used.insert((key, reserved.first_counter)), "a counter was used twice");

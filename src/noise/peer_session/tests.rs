@@ -441,11 +441,11 @@ fn indices_are_released_as_keypairs_go() {
         session.install(keys(index, role), from(1), at(0));
         session.take_actions().released.to_vec()
     };
-    assert_eq!(released(&mut session, 1, Role::Initiator), []);
-    assert_eq!(released(&mut session, 2, Role::Initiator), []);
+    assert_eq!(released(&mut session, 1, Role::Initiator), [] as [u32; 0]);
+    assert_eq!(released(&mut session, 2, Role::Initiator), [] as [u32; 0]);
     assert_eq!(released(&mut session, 3, Role::Responder), [1]);
     receive(&mut session, 3, 0, true, at(0)).unwrap();
-    assert_eq!(session.take_actions().released.to_vec(), []);
+    assert_eq!(session.take_actions().released.to_vec(), [] as [u32; 0]);
     assert_eq!(released(&mut session, 4, Role::Responder), [2]);
     assert_eq!(released(&mut session, 5, Role::Initiator), [3]);
     session.clear();
