@@ -79,7 +79,7 @@ impl Sum {
 
     #[inline]
     fn add_lanes(self, lanes: Lanes) -> Self {
-        let sum = lanes.iter().fold(0, |sum, lane| sum + lane);
+        let sum = lanes.iter().sum::<u128>();
         let (low, high) = (sum as u64, (sum >> 64) as u64);
         Self(self.0 + (low & 0xffff_ffff) + (low >> 32) + high)
     }

@@ -132,6 +132,24 @@ fn psh_is_kept_at_the_end() {
 }
 
 #[test]
+fn a_late_packet_does_not_overtake_what_came_before_it() {
+    for flags in [0x10, 0x18, 0x11] {
+        let packets = three(|index, spec| {
+            if index == 1 {
+                spec.seq = spec.seq.wrapping_add(400);
+                spec.flags = flags;
+            } else if index == 2 {
+                // Continues the first one, but the second is in between.
+                spec.seq = spec.seq.wrapping_sub(100);
+                spec.id = spec.id.wrapping_sub(1);
+            }
+        });
+        let writes = coalesced(&packets);
+        assert_eq!(writes.iter().map(|w| w[10..].to_vec()).collect::<Vec<_>>(), packets, "flags {flags:#x}");
+    }
+}
+
+#[test]
 fn identifications() {
     assert_eq!(shape(&three(|_, s| s.id = 0)), [3], "fixed, with DF");
     let fixed_without = |_: usize, s: &mut Spec| (s.id, s.df) = (0, false);

@@ -118,6 +118,27 @@ fn lying_virtio_headers() {
     }
 }
 
+/// Headers as Linux 6.18 handed them out for a UDP_SEGMENT send of 260 bytes, 100 each, over IPv4 and IPv6.
+#[test]
+fn reads_of_a_real_kernel() {
+    let v4: &[u8] = &[
+        1, 5, 0x1c, 0, 0x64, 0, 0x14, 0, 6, 0, // virtio-net
+        0x45, 0, 1, 0x20, 0xf0, 0x76, 0x40, 0, 0x40, 0x11, 0x80, 0xd3, 100, 64, 0, 2, 100, 64, 0,
+        1, // IPv4
+        0x01, 0xbb, 0, 9, 1, 0x0c, 0xc9, 0xa0, // UDP
+    ];
+    let mut v6 = vec![1, 5, 0x30, 0, 0x64, 0, 0x28, 0, 6, 0, 0x60, 0x0b, 0xe4, 0x2f, 1, 0x0c, 0x11, 0x40];
+    for host in [2, 1] {
+        v6.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    v6.extend([0x01, 0xbb, 0, 9, 1, 0x0c, 0xfb, 0x21]);
+    for (headers, overhead) in [(v4, 28), (&v6[..], 48)] {
+        let cut = segments(&[headers, &[b'x'; 260]].concat());
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100, 60].map(|len| len + overhead));
+        cut.iter().for_each(|packet| assert_intact(packet));
+    }
+}
+
 #[test]
 fn short_buffers_take_nothing() {
     let read = Spec { payload: noise(5, 500), ..Spec::default() }.read(200);
