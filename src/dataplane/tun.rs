@@ -68,7 +68,7 @@ pub enum TunError {
         name: String,
     },
     /// EBUSY, or somebody else holds a queue of it.
-    #[error("the device {name} is in use by another program")]
+    #[error("the device {name} is in use: another program runs it, or it is no TUN device")]
     InUse {
         /// The name asked for.
         name: String,
@@ -235,7 +235,7 @@ mod tests {
 
     use super::*;
     use crate::sys::netns::{self, Namespace};
-    use crate::sys::testing::{in_netns, ip};
+    use crate::sys::testing::{eventually, in_netns, ip};
 
     #[test]
     fn opens_every_queue_with_offloads_and_a_free_name() {
@@ -272,7 +272,8 @@ mod tests {
                     }
                 }
                 drop(device);
-                assert!(sys_tun::link_by_name("rw-held").is_err(), "gone with its last queue");
+                // Gone with its last queue.
+                eventually(|| sys_tun::link_by_name("rw-held").err());
             }
         });
     }
@@ -284,6 +285,8 @@ mod tests {
             ip("tuntap add dev rw-many mode tun multi_queue");
             assert_eq!(open_device("rw-one", 1, TunOffloads::ALL).unwrap().queues.len(), 1);
             assert_eq!(open_device("rw-many", 3, TunOffloads::ALL).unwrap().queues.len(), 3);
+            assert!(matches!(open_device("lo", 1, TunOffloads::ALL), Err(TunError::InUse { .. })));
+            ip("link set lo down");
             for (name, queues) in [("rw-one", 2), ("rw-many", 1), ("lo", 1)] {
                 let error = open_device(name, queues, TunOffloads::ALL).unwrap_err();
                 assert!(matches!(error, TunError::Different { .. }), "{name}: {error}");
@@ -306,7 +309,8 @@ mod tests {
             }
             assert!(matches!(open_device("x", 0, TunOffloads::NONE), Err(TunError::Queues { .. })));
             assert!(matches!(open_device("x", 257, TunOffloads::NONE), Err(TunError::Queues { .. })));
-            assert!(sys_tun::link_by_name("x").is_err(), "nothing is left of a failure");
+            // Nothing is left of a failure.
+            eventually(|| sys_tun::link_by_name("x").err());
         });
     }
 
@@ -334,7 +338,6 @@ mod tests {
             let (done, wait) = std::sync::mpsc::channel::<()>();
             let other = std::thread::spawn(move || {
                 netns::unshare().unwrap();
-                // SAFETY is not needed: gettid through the name of the thread's own directory.
                 let me = std::fs::read_link("/proc/thread-self").unwrap();
                 sender.send((Namespace::current().unwrap(), me)).unwrap();
                 wait.recv().ok();

@@ -252,7 +252,9 @@ mod tests {
         assert_eq!(raise_memlock(1).unwrap(), before);
         let wish = before.saturating_add(4096);
         let after = raise_memlock(wish).unwrap();
-        assert!(after == wish || !is_root() && after >= before);
+        // Root may lack CAP_SYS_RESOURCE in a container.
+        assert!(after == wish || after == before, "{before} {after}");
+        assert_eq!(raise_memlock(0).unwrap(), after);
     }
 
     #[test]

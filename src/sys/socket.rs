@@ -19,7 +19,7 @@ use crate::types::{Mark, Source};
 const HEADER: usize = size_of::<libc::cmsghdr>();
 /// Alignment of control messages.
 const WORD: usize = size_of::<usize>();
-/// Room for one pktinfo, one TOS and one segment size, of either family; a multiple of [`WORD`].
+/// Room for one pktinfo, one TOS and one segment size, of either family.
 pub const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + 2 * space(size_of::<libc::c_int>());
 
 /// Bytes that a control message with `len` bytes of data takes.
@@ -114,35 +114,48 @@ union Address {
 }
 
 impl Address {
+    /// No address, every byte of it initialised.
+    const fn unspecified() -> Self {
+        let v6 = libc::sockaddr_in6 {
+            sin6_family: libc::AF_UNSPEC as libc::sa_family_t,
+            sin6_port: 0,
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+            sin6_scope_id: 0,
+        };
+        Self { v6 }
+    }
+
     /// The address and its length in bytes.
     fn new(addr: SocketAddr) -> (Self, libc::socklen_t) {
+        let mut address = Self::unspecified();
         match addr {
             SocketAddr::V4(a) => {
-                let v4 = libc::sockaddr_in {
+                address.v4 = libc::sockaddr_in {
                     sin_family: libc::AF_INET as libc::sa_family_t,
                     sin_port: a.port().to_be(),
                     sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(a.ip().octets()) },
                     sin_zero: [0; 8],
                 };
-                (Self { v4 }, size_of::<libc::sockaddr_in>() as libc::socklen_t)
+                (address, size_of::<libc::sockaddr_in>() as libc::socklen_t)
             }
             SocketAddr::V6(a) => {
-                let v6 = libc::sockaddr_in6 {
+                address.v6 = libc::sockaddr_in6 {
                     sin6_family: libc::AF_INET6 as libc::sa_family_t,
                     sin6_port: a.port().to_be(),
                     sin6_flowinfo: a.flowinfo(),
                     sin6_addr: libc::in6_addr { s6_addr: a.ip().octets() },
                     sin6_scope_id: a.scope_id(),
                 };
-                (Self { v6 }, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+                (address, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
             }
         }
     }
 
     /// The address that the kernel wrote; `None` for another family than IPv4 and IPv6.
     fn read(&self) -> Option<SocketAddr> {
-        // SAFETY: every byte of the union is initialised (built whole, zeroed, or written by the kernel), both variants
-        // are plain integers, and the family is the first field of both.
+        // SAFETY: every byte of the union is initialised (each begins as `unspecified`), both variants are plain
+        // integers, and the family is the first field of both.
         let (v4, v6) = unsafe { (&self.v4, &self.v6) };
         match libc::c_int::from(v4.sin_family) {
             libc::AF_INET => {
@@ -204,8 +217,7 @@ pub fn send(
 /// another family than IPv4 and IPv6.
 pub fn recv(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut control = ControlWriter::new();
-    // All zero is a valid value: family AF_UNSPEC, which `read` refuses.
-    let mut address = Address::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).0;
+    let mut address = Address::unspecified();
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let address_len = size_of::<Address>() as libc::socklen_t;
     let mut message = message(&mut address, address_len, &mut part, control.bytes.as_mut_ptr(), CONTROL_LEN);

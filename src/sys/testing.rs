@@ -1,6 +1,7 @@
 //! Help for tests that need root: a network namespace of their own, or a printed reason for not running.
 
 use std::process::Command;
+use std::time::Duration;
 
 use super::{netns, process};
 
@@ -29,4 +30,16 @@ pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("ip(8)");
     assert!(status.success(), "ip {arguments}: {status}");
+}
+
+/// Tries until `attempt` yields something. What a test closes may live on for a moment: a child that another test just
+/// forked holds copies of every descriptor until its exec.
+pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..200 {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("did not happen within two seconds");
 }
