@@ -187,6 +187,19 @@ fn a_failed_begin_lets_the_next_packet_try() {
 }
 
 #[test]
+fn one_begin_in_flight_however_slow_the_handshake_thread() {
+    let mut session = session();
+    session.stage(packet(1), at(0));
+    assert!(session.take_actions().begin);
+    session.stage(packet(2), at(60));
+    assert_eq!(session.reserve(1, at(61)), None);
+    assert!(!session.take_actions().begin);
+    session.initiation_sent(at(62));
+    session.stage(packet(3), at(68));
+    assert!(session.take_actions().begin);
+}
+
+#[test]
 fn without_an_endpoint_nothing_begins_until_there_is_one() {
     let mut session = PeerSession::new(PeerId { slot: 0, generation: 0 }, LIMITS, 42);
     session.stage(packet(1), at(0));
@@ -229,6 +242,13 @@ fn passive_keepalive_after_data_only_and_not_after_sending() {
     send(&mut session, true, at(14));
     session.handle_timeout(at(23));
     assert!(!session.take_actions().keepalive);
+
+    let mut session = connected(at(0));
+    receive(&mut session, 1, 0, true, at(2)).unwrap();
+    receive(&mut session, 1, 1, false, at(3)).unwrap();
+    session.handle_timeout(at(12));
+    assert!(session.take_actions().keepalive);
+    assert_eq!(session.deadline(), idle, "a keepalive needs no other");
 }
 
 #[test]
@@ -512,6 +532,12 @@ fn a_changed_key_drops_sessions_and_allows_a_handshake_at_once() {
     assert_eq!(session.take_actions().released.to_vec(), [1]);
     assert_eq!(session.reserve(1, at(2)), None);
     assert!(session.take_actions().begin);
+}
+
+#[test]
+fn a_session_is_small_enough_for_an_arena_of_thousands() {
+    // Three windows of 1 KiB are nearly all of it.
+    assert!(size_of::<PeerSession>() <= 4096, "{}", size_of::<PeerSession>());
 }
 
 #[test]
