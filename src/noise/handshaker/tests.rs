@@ -238,8 +238,7 @@ fn strangers_are_refused() {
 fn nobody_else_can_claim_a_peers_key() {
     // An attacker can seal A's public key to B, but not the timestamp, which needs the product of A's and B's keys.
     let mut pair = Pair::new();
-    let (mut attacker, mut rng) = machine_with(0x0c, B, None);
-    attacker.begin(PEER, stamp(1), at(0), &mut rng).unwrap();
+    let mut rng = ScriptedRng::seeded(0x0c);
     let impostor = PrivateKey::new(&key(0x0c));
     let ephemeral = PrivateKey::random(&mut rng);
     let mut symmetric = Symmetric::new(&public(B));
