@@ -148,6 +148,12 @@ impl Buffers {
         self.arena.free() + self.count
     }
 
+    /// How many slots the kernel has at most.
+    #[cfg(test)]
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
     /// Gives up the lent slots for ever, because the kernel may still write to them.
     pub(super) fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.lent));

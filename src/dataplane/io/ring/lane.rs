@@ -137,6 +137,12 @@ impl Lane {
         self.buffers.free_or_lent()
     }
 
+    /// How many slots it lends at most.
+    #[cfg(test)]
+    pub(super) fn depth(&self) -> usize {
+        self.buffers.depth()
+    }
+
     /// Gives up what the kernel may still write to.
     pub(super) fn leak(&mut self) {
         self.buffers.leak();

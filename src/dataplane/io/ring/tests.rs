@@ -243,6 +243,38 @@ fn goes_on_after_every_slot_was_held() {
 }
 
 #[test]
+fn the_depth_follows_the_traffic() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
+    let mut ring = ring(&socket, &wake, 16);
+    let to = socket.local_addr().unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let burst = |ring: &mut Ring, datagram: &[u8], count: usize| {
+        let mut sizes = Vec::new();
+        (0..count).for_each(|_| assert_eq!(sender.send_to(datagram, to).unwrap(), datagram.len()));
+        let (mut got, mut events) = (0, Vec::new());
+        while got < count {
+            ring.wait(Some(SECOND), &mut events).unwrap();
+            got += events.len();
+            sizes.push(events.len());
+            events.clear();
+        }
+        (sizes, ring.state.lanes[1].as_ref().unwrap().depth())
+    };
+    // a burst of small ones: the lane lends more and more, up to all
+    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20);
+    assert_eq!(burst(&mut ring, &[1; 64], 60), (vec![4, 8, 16, 16, 16], 16));
+    // large ones: back to few, and they all come
+    let (sizes, depth) = burst(&mut ring, &[1; 50_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 16));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 8));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 4));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 4));
+}
+
+#[test]
 fn a_flood_on_one_family_does_not_starve_the_other() {
     let (four, six, wake) = (receiver("127.0.0.1:0"), receiver("[::1]:0"), eventfd());
     let fds = RingFds { tun: None, v4: Some(four.as_fd()), v6: Some(six.as_fd()), wake: wake.as_fd() };
