@@ -62,7 +62,8 @@ pub struct RingFds<'fd> {
 /// Sizes and choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingOptions {
-    /// Receive slots of each UDP socket; a power of two. Few, reused, stay in the cache: 16 cost no more per datagram than 256.
+    /// Receive slots of each UDP socket; a power of two. How many of them the kernel has at a time follows the traffic, so more
+    /// cost address space only; 16 cost no more per datagram than 256.
     pub receive_slots: u16,
     /// Read slots of the TUN queue; a power of two.
     pub tun_slots: u16,

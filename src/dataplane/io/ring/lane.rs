@@ -137,6 +137,12 @@ impl Lane {
         self.buffers.free_or_lent()
     }
 
+    /// How many slots it lends at most.
+    #[cfg(test)]
+    pub(super) fn depth(&self) -> usize {
+        self.buffers.depth()
+    }
+
     /// Gives up what the kernel may still write to.
     pub(super) fn leak(&mut self) {
         self.buffers.leak();
@@ -191,8 +197,10 @@ impl Lane {
             self.receive = Flight::Idle;
         }
         // Whatever the result: a slot that comes back is owned again, and returns itself if nobody wants it.
-        let slot = cqueue::buffer_select(completion.flags()).and_then(|index| self.buffers.take(index));
-        let Ok(len) = usize::try_from(completion.result()) else {
+        let len = usize::try_from(completion.result());
+        let slot = cqueue::buffer_select(completion.flags())
+            .and_then(|index| self.buffers.take(index, len.unwrap_or(0)));
+        let Ok(len) = len else {
             self.failed(-completion.result(), events);
             return;
         };
@@ -213,7 +221,7 @@ impl Lane {
     fn failed(&mut self, errno: i32, events: &mut Vec<Event>) {
         match errno {
             // Armed again as soon as a slot is there.
-            libc::ENOBUFS => return,
+            libc::ENOBUFS => return self.buffers.ran_out(),
             libc::ECANCELED | libc::EAGAIN | libc::EINTR => {}
             _ => events.push(Event::Failed(self.target, errno)),
         }

@@ -243,6 +243,38 @@ fn goes_on_after_every_slot_was_held() {
 }
 
 #[test]
+fn the_depth_follows_the_traffic() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
+    let mut ring = ring(&socket, &wake, 16);
+    let to = socket.local_addr().unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let burst = |ring: &mut Ring, datagram: &[u8], count: usize| {
+        let mut sizes = Vec::new();
+        (0..count).for_each(|_| assert_eq!(sender.send_to(datagram, to).unwrap(), datagram.len()));
+        let (mut got, mut events) = (0, Vec::new());
+        while got < count {
+            ring.wait(Some(SECOND), &mut events).unwrap();
+            got += events.len();
+            sizes.push(events.len());
+            events.clear();
+        }
+        (sizes, ring.state.lanes[1].as_ref().unwrap().depth())
+    };
+    // a burst of small ones: the lane lends more and more, up to all
+    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20);
+    assert_eq!(burst(&mut ring, &[1; 64], 60), (vec![4, 8, 16, 16, 16], 16));
+    // large ones: back to few, and they all come
+    let (sizes, depth) = burst(&mut ring, &[1; 50_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 16));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 8));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 4));
+    let (sizes, depth) = burst(&mut ring, &[1; 60_000], 4);
+    assert_eq!((sizes.iter().sum::<usize>(), depth), (4, 4));
+}
+
+#[test]
 fn a_flood_on_one_family_does_not_starve_the_other() {
     let (four, six, wake) = (receiver("127.0.0.1:0"), receiver("[::1]:0"), eventfd());
     let fds = RingFds { tun: None, v4: Some(four.as_fd()), v6: Some(six.as_fd()), wake: wake.as_fd() };
@@ -538,53 +570,64 @@ fn the_device_is_gone_as_soon_as_the_ring_is() {
     });
 }
 
-/// Prints nanoseconds of this thread per datagram: runs of 44 datagrams of 1432 bytes, by the ring and by plain recvmsg(2)
-/// without GRO.
-#[test]
-#[ignore = "a measurement: cargo test --release -- --ignored --nocapture costs_of_receiving"]
-fn costs_of_receiving() {
-    const RUNS: u64 = 20;
-    const ROUNDS: u64 = 400;
-    let thread_time = || {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the pointer is to a local of the right type.
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-    };
+/// Nanoseconds of processor time of this thread.
+fn thread_time() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a local of the right type.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Prints nanoseconds of this thread per datagram, by the ring and by plain recvmsg(2) without GRO, for `runs` sends of
+/// `datagrams` datagrams of `size` bytes before each reception.
+fn cost_of_receiving(size: usize, datagrams: usize, runs: usize) {
+    const ROUNDS: u64 = 300;
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-    set(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, 1432);
-    let run = vec![1; 1432 * 44];
+    if datagrams > 1 {
+        set(&sender, libc::SOL_UDP, libc::UDP_SEGMENT, size as i32);
+    }
+    let run = vec![1; size * datagrams];
     let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
-    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
-    let mut ring = ring(&socket, &wake, std::env::var("SLOTS").unwrap().parse().unwrap());
     let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
     set(&plain, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
+    let mut ring = ring(&socket, &wake, 16);
     let send_runs = |to: &UdpSocket| {
-        for _ in 0..RUNS {
+        for _ in 0..runs {
             sender.send_to(&run, to.local_addr().unwrap()).unwrap();
         }
     };
-    let (mut by_ring, mut by_recvmsg, mut events) = (0, 0, Vec::new());
-    let mut buffer = vec![0; 2048];
+    let (mut by_ring, mut by_recv, mut events, mut buffer) = (0, 0, Vec::new(), vec![0; 2048]);
     for _ in 0..ROUNDS {
         send_runs(&socket);
         let (start, mut got) = (thread_time(), 0);
-        while got < RUNS * 44 {
+        while got < runs * datagrams {
             ring.wait(Some(SECOND), &mut events).unwrap();
             for event in events.drain(..) {
                 let Event::Datagrams(datagrams) = event else { continue };
-                got += payload(&datagrams).chunks(datagrams.segment).count() as u64;
+                got += payload(&datagrams).chunks(datagrams.segment).count();
             }
         }
         by_ring += thread_time() - start;
         send_runs(&plain);
         let start = thread_time();
-        for _ in 0..RUNS * 44 {
-            assert_eq!(plain.recv_from(&mut buffer).unwrap().0, 1432);
+        for _ in 0..runs * datagrams {
+            assert_eq!(plain.recv_from(&mut buffer).unwrap().0, size);
         }
-        by_recvmsg += thread_time() - start;
+        by_recv += thread_time() - start;
     }
-    let datagrams = RUNS * 44 * ROUNDS;
-    println!("ring {} ns, plain {} ns per datagram", by_ring / datagrams, by_recvmsg / datagrams);
+    let total = (runs * datagrams) as u64 * ROUNDS;
+    println!(
+        "{size} bytes, runs of {datagrams}: ring {} ns, plain {} ns per datagram",
+        by_ring / total,
+        by_recv / total
+    );
     println!("{:?}", ring.counters());
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release --lib -- --ignored --nocapture costs_of_receiving"]
+fn costs_of_receiving() {
+    cost_of_receiving(1432, 44, 20);
+    cost_of_receiving(64, 1, 256);
 }
