@@ -6,7 +6,7 @@
 //!
 //! 1. Hosts (/32 and /128, nearly every prefix of a gateway) stand in a hash table. No prefix is longer, so a hit is
 //!    the answer.
-//! 2. Shorter prefixes stand in one trie per family ([`trie`]).
+//! 2. Shorter prefixes stand in one trie per family (`trie`).
 //! 3. Every prefix is linked into a list of its peer, so that a peer is removed at the cost of its own prefixes.
 //!
 //! Nothing is allocated by a lookup. Changes are made by control's deltas, on the worker's thread; they allocate when a
@@ -71,8 +71,10 @@ impl AllowedIps {
     /// Takes every prefix of `peer` and returns how many it had; costs by their number alone.
     pub fn remove_peer(&mut self, peer: PeerId) -> usize {
         let mut count = 0;
-        while let Some(prefix) = self.lists.first(peer) {
-            self.remove(prefix);
+        // What is in the list is in the table; a worker must not spin even if that were ever broken.
+        while let Some(prefix) = self.lists.first(peer)
+            && self.remove(prefix)
+        {
             count += 1;
         }
         count

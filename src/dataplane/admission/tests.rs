@@ -185,7 +185,9 @@ fn ipv6_sources_are_their_64() {
     let addr = |net: u16, host: u16| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, net, 0, 0, 0, host));
     let allowed = (0..100).filter(|&host| limiter.take(addr(1, host), at(0))).count();
     assert_eq!(allowed, SOURCE_BURST as usize);
+    assert!(!limiter.take("2001:db8:0:1:ffff:ffff:ffff:ffff".parse().unwrap(), at(0)), "all 64 host bits");
     assert!(limiter.take(addr(2, 1), at(0)));
+    assert!(limiter.take(addr(0, 1), at(0)), "and no bit of the network");
     // An IPv4 source is the same through a dual-stack socket.
     let mapped = IpAddr::V6(Ipv4Addr::new(198, 18, 0, 1).to_ipv6_mapped());
     let allowed = (0..10).filter(|n| limiter.take(if n % 2 == 0 { mapped } else { VICTIM }, at(0))).count();
