@@ -76,9 +76,9 @@ fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
         }
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number)
-        .filter(|number| number.get() <= MAX_WORKERS)
-        .with_context(|| format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}"))
+    NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
+        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    })
 }
 
 #[cfg(test)]
@@ -87,7 +87,8 @@ mod tests {
     use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 
     fn with(pairs: &[(&str, &str)]) -> anyhow::Result<Options> {
-        let find = |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| OsString::from(value));
+        let find =
+            |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| OsString::from(value));
         options("wg0".parse().unwrap(), false, &find)
     }
 

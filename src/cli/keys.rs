@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn no_keys() {
         let good = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
-        for bad in ["", "=", &good[..43], &format!("{good}{good}"), &good.replace('d', "!"), &good.replace('=', "A")]
+        for bad in
+            ["", "=", &good[..43], &format!("{good}{good}"), &good.replace('d', "!"), &good.replace('=', "A")]
         {
             assert!(parse_key(bad).is_err(), "{bad}");
         }

@@ -80,10 +80,14 @@ fn interface(word: &str) -> Result<InterfaceName, clap::Error> {
     command.build();
     let verbs = command.get_subcommands().map(clap::Command::get_name);
     if let Some(verb) = suggest::verb_close_to(word, verbs) {
-        let message = format!("'{word}' is no verb. Did you mean '{verb}'?\n");
+        let message = if verb == word {
+            format!("'{word}' is a verb and takes no option before it")
+        } else {
+            format!("'{word}' is no verb. Did you mean '{verb}'?")
+        };
         return Err(command.error(ErrorKind::InvalidSubcommand, message));
     }
-    word.parse().map_err(|error| command.error(ErrorKind::ValueValidation, format!("'{word}': {error}\n")))
+    word.parse().map_err(|error| command.error(ErrorKind::ValueValidation, format!("'{word}': {error}")))
 }
 
 #[cfg(test)]

@@ -80,10 +80,11 @@ impl Peer {
 
     /// Its IPv4 address, if it has just one: what steering hashes.
     fn host_v4(&self) -> Option<std::net::Ipv4Addr> {
-        let mut hosts = self.prefixes.iter().filter(|prefix| prefix.is_host()).filter_map(|p| match p.addr() {
-            IpAddr::V4(addr) => Some(addr),
-            IpAddr::V6(_) => None,
-        });
+        let mut hosts =
+            self.prefixes.iter().filter(|prefix| prefix.is_host()).filter_map(|p| match p.addr() {
+                IpAddr::V4(addr) => Some(addr),
+                IpAddr::V6(_) => None,
+            });
         hosts.next().filter(|_| hosts.next().is_none())
     }
 }
@@ -218,7 +219,8 @@ impl Device {
             AllowedIp::Remove(_) => false,
         };
         let new_peers = request.peers.iter().filter(is_new).count();
-        let new_prefixes = request.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(is_new_prefix).count();
+        let new_prefixes =
+            request.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(is_new_prefix).count();
         if peers + new_peers > MAX_PEERS || prefixes + new_prefixes > MAX_PREFIXES {
             return Err(Errno::NO_ROOM);
         }
@@ -336,7 +338,10 @@ impl Device {
     }
 
     fn least_loaded(&self) -> WorkerId {
-        (0..).zip(&self.load).min_by_key(|(_, load)| **load).map_or(WorkerId(0), |(worker, _)| WorkerId(worker))
+        (0..)
+            .zip(&self.load)
+            .min_by_key(|(_, load)| **load)
+            .map_or(WorkerId(0), |(worker, _)| WorkerId(worker))
     }
 
     /// The difference, in an order in which no prefix ever has two owners and no handshake begins half configured.
@@ -359,7 +364,8 @@ impl Device {
                 preshared_key: peer.preshared_key.as_ref(),
             });
         }
-        let changed = || touched.settings.iter().filter_map(|(id, set)| self.at(*id).map(|peer| (peer, *set)));
+        let changed =
+            || touched.settings.iter().filter_map(|(id, set)| self.at(*id).map(|peer| (peer, *set)));
         for (peer, set) in changed() {
             if set.preshared_key && !touched.added.contains(&peer.id) {
                 dataplane.set_preshared_key(peer.id, peer.preshared_key.as_ref());

@@ -116,7 +116,12 @@ fn update_only_and_remove_need_a_peer() {
 fn a_removed_peer_loses_its_prefixes_first_and_its_slot_gets_a_new_generation() {
     let (mut device, mut fake) = start(vec![change(1, &["10.0.0.1/32"])]);
     let old = id(&device, 1);
-    device.apply(set(vec![PeerChange { remove: true, ..change(1, &[]) }, change(1, &["10.0.0.1/32"])]), &mut fake).unwrap();
+    device
+        .apply(
+            set(vec![PeerChange { remove: true, ..change(1, &[]) }, change(1, &["10.0.0.1/32"])]),
+            &mut fake,
+        )
+        .unwrap();
     let new = id(&device, 1);
     assert_eq!((new.slot, new.generation), (old.slot, old.generation + 1));
     let moved = prefix("10.0.0.1/32");
@@ -253,7 +258,8 @@ fn what_the_kernel_refuses_leaves_everything_as_it_was() {
 #[test]
 fn ports_and_marks_are_set_when_they_differ() {
     let (mut device, mut fake) = start(vec![]);
-    let request = |port| SetRequest { listen_port: Some(port), fwmark: Some(Mark(3)), ..SetRequest::default() };
+    let request =
+        |port| SetRequest { listen_port: Some(port), fwmark: Some(Mark(3)), ..SetRequest::default() };
     device.apply(request(5), &mut fake).unwrap();
     device.apply(request(5), &mut fake).unwrap();
     assert_eq!(fake.take(), [Call::Fwmark(3), Call::ListenPort(5)]);
@@ -347,7 +353,9 @@ impl NaiveDevice {
             for ip in &change.allowed_ips {
                 match ip {
                     AllowedIp::Add(prefix) => {
-                        self.peers.values_mut().for_each(|peer| drop(peer.prefixes.remove(prefix)));
+                        for peer in self.peers.values_mut() {
+                            peer.prefixes.remove(prefix);
+                        }
                         self.peers.get_mut(&change.public_key).unwrap().prefixes.insert(*prefix);
                     }
                     AllowedIp::Remove(prefix) => {
@@ -372,24 +380,31 @@ fn any_change() -> impl Strategy<Value = PeerChange> {
     let psk = prop::option::of(prop::option::of(1u8..3));
     let keepalive = prop::option::of(prop::option::of(1u16..3));
     let flags = (prop::bool::weighted(0.15), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
-    (0u8..6, flags, psk, keepalive, prop::collection::vec(ip, 0..5)).prop_map(|(who, flags, psk, keepalive, allowed_ips)| {
-        let public_key = if who < 2 { public_of(&own_key(who)) } else { key(who) };
-        PeerChange {
-            remove: flags.0,
-            update_only: flags.1,
-            replace_allowed_ips: flags.2,
-            preshared_key: psk.map(|key| key.map(|n| Secret([n; 32]))),
-            keepalive,
-            allowed_ips,
-            ..PeerChange::new(public_key)
-        }
-    })
+    (0u8..6, flags, psk, keepalive, prop::collection::vec(ip, 0..5)).prop_map(
+        |(who, flags, psk, keepalive, allowed_ips)| {
+            let public_key = if who < 2 { public_of(&own_key(who)) } else { key(who) };
+            PeerChange {
+                remove: flags.0,
+                update_only: flags.1,
+                replace_allowed_ips: flags.2,
+                preshared_key: psk.map(|key| key.map(|n| Secret([n; 32]))),
+                keepalive,
+                allowed_ips,
+                ..PeerChange::new(public_key)
+            }
+        },
+    )
 }
 
 fn any_request() -> impl Strategy<Value = SetRequest> {
     let private_key = prop::option::weighted(0.2, prop::option::of((0u8..3).prop_map(own_key)));
     (private_key, prop::bool::weighted(0.1), prop::collection::vec(any_change(), 0..5)).prop_map(
-        |(private_key, replace_peers, peers)| SetRequest { private_key, replace_peers, peers, ..SetRequest::default() },
+        |(private_key, replace_peers, peers)| SetRequest {
+            private_key,
+            replace_peers,
+            peers,
+            ..SetRequest::default()
+        },
     )
 }
 
@@ -399,7 +414,8 @@ fn check(device: &Device, naive: &NaiveDevice, fake: &Fake) {
         .peers
         .iter()
         .map(|(id, peer)| {
-            let prefixes = fake.owners.iter().filter(|(_, owner)| *owner == id).map(|(prefix, _)| *prefix).collect();
+            let prefixes =
+                fake.owners.iter().filter(|(_, owner)| *owner == id).map(|(prefix, _)| *prefix).collect();
             (peer.key, Naive { psk: peer.psk, keepalive: peer.keepalive, prefixes })
         })
         .collect();
@@ -411,7 +427,10 @@ fn check(device: &Device, naive: &NaiveDevice, fake: &Fake) {
             assert_eq!(fake.peers[&peer.id()].worker, peer.worker());
             assert!(peer.prefixes().all(|prefix| device.owner(&prefix) == Some(peer.id())));
             let psk = peer.preshared_key().map(|key| key.0);
-            (peer.public_key(), Naive { psk, keepalive: peer.keepalive(), prefixes: peer.prefixes().collect() })
+            (
+                peer.public_key(),
+                Naive { psk, keepalive: peer.keepalive(), prefixes: peer.prefixes().collect() },
+            )
         })
         .collect();
     assert_eq!(own, naive.peers);

@@ -130,7 +130,11 @@ pub fn show(device: &Device, stats: &[PeerStats], report: serde_json::Value) -> 
         public_key: device.public_key().map(|key| key.to_base64()),
         listen_port: device.listen_port(),
         fwmark: device.fwmark().0,
-        peers: device.peers().into_iter().map(|peer| show_peer(peer, stats.get(&peer.id()).copied())).collect(),
+        peers: device
+            .peers()
+            .into_iter()
+            .map(|peer| show_peer(peer, stats.get(&peer.id()).copied()))
+            .collect(),
         dataplane: report,
     }
 }

@@ -39,7 +39,11 @@ fn get_answers_as_wireguard_go_does() {
          public_key={}\npreshared_key={}\nprotocol_version=1\n\
          last_handshake_time_sec=0\nlast_handshake_time_nsec=0\ntx_bytes=2001\nrx_bytes=1001\n\
          persistent_keepalive_interval=0\n",
-        "48".repeat(32), "22".repeat(32), "ab".repeat(32), "11".repeat(32), "00".repeat(32),
+        "48".repeat(32),
+        "22".repeat(32),
+        "ab".repeat(32),
+        "11".repeat(32),
+        "00".repeat(32),
     );
     assert_eq!(*text, expected);
 }

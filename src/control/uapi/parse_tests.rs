@@ -61,7 +61,8 @@ fn a_refused_request_leaves_the_next_one_alone() {
 
 #[test]
 fn device_keys() {
-    let request = set(&format!("private_key={KEY}\nlisten_port=51820\nfwmark=4294967295\nreplace_peers=true")).unwrap();
+    let request =
+        set(&format!("private_key={KEY}\nlisten_port=51820\nfwmark=4294967295\nreplace_peers=true")).unwrap();
     let key = request.private_key.unwrap().unwrap();
     assert_eq!((key.0[0], key.0[31]), (0xb8, 0x73), "clamped: 0x33 & 0x7f | 0x40");
     assert_eq!(request.listen_port, Some(51_820));
@@ -79,10 +80,29 @@ fn device_errors() {
     let short = format!("private_key={}", &KEY[1..]);
     let odd = format!("private_key={}g", &KEY[1..]);
     let bad = [
-        "listen_port=65536", "listen_port=-1", "listen_port=+1", "listen_port=", "listen_port=0x10", "listen_port= 1",
-        "listen_port=1\r", "fwmark=4294967296", "fwmark=0x1", "replace_peers=false", "replace_peers=", "remove=true",
-        "allowed_ip=10.0.0.0/8", "protocol_version=1", "unknown=1", "private_key=", "=", &long, &short, &odd,
-        "public_key=xyz", "errno=0", "Listen_port=1",
+        "listen_port=65536",
+        "listen_port=-1",
+        "listen_port=+1",
+        "listen_port=",
+        "listen_port=0x10",
+        "listen_port= 1",
+        "listen_port=1\r",
+        "fwmark=4294967296",
+        "fwmark=0x1",
+        "replace_peers=false",
+        "replace_peers=",
+        "remove=true",
+        "allowed_ip=10.0.0.0/8",
+        "protocol_version=1",
+        "unknown=1",
+        "private_key=",
+        "=",
+        &long,
+        &short,
+        &odd,
+        "public_key=xyz",
+        "errno=0",
+        "Listen_port=1",
     ];
     for line in bad {
         assert_eq!(set(line).unwrap_err(), Errno::INVALID, "{line}");
@@ -134,14 +154,40 @@ fn endpoints() {
 #[test]
 fn peer_errors() {
     let bad = [
-        "endpoint=192.0.2.1", "endpoint=192.0.2.1:", "endpoint=:1", "endpoint=host:1", "endpoint=192.0.2.1:65536",
-        "endpoint=2001:db8::1:1", "endpoint=[2001:db8::1]", "endpoint=[2001:db8::1:1", "endpoint=[192.0.2.1]:1",
-        "endpoint=[fe80::1%]:1", "endpoint=[fe80::1%no-such-link]:1", "endpoint=[]:1", "endpoint=[::1]]:1",
-        "persistent_keepalive_interval=65536", "persistent_keepalive_interval=off", "replace_allowed_ips=1",
-        "remove=yes", "update_only=True", "allowed_ip=10.0.0.0", "allowed_ip=10.0.0.0/33", "allowed_ip=::/129",
-        "allowed_ip=10.0.0/8", "allowed_ip=/8", "allowed_ip=10.0.0.0/", "allowed_ip=10.0.0.0/+8", "allowed_ip=--1.1.1.1/8",
-        "allowed_ip=fe80::1%lo/64", "allowed_ip=10.0.0.0/256", "protocol_version=2", "protocol_version=", "listen_port=1",
-        "private_key=00", "preshared_key=00", "last_handshake_time_sec=1",
+        "endpoint=192.0.2.1",
+        "endpoint=192.0.2.1:",
+        "endpoint=:1",
+        "endpoint=host:1",
+        "endpoint=192.0.2.1:65536",
+        "endpoint=2001:db8::1:1",
+        "endpoint=[2001:db8::1]",
+        "endpoint=[2001:db8::1:1",
+        "endpoint=[192.0.2.1]:1",
+        "endpoint=[fe80::1%]:1",
+        "endpoint=[fe80::1%no-such-link]:1",
+        "endpoint=[]:1",
+        "endpoint=[::1]]:1",
+        "persistent_keepalive_interval=65536",
+        "persistent_keepalive_interval=off",
+        "replace_allowed_ips=1",
+        "remove=yes",
+        "update_only=True",
+        "allowed_ip=10.0.0.0",
+        "allowed_ip=10.0.0.0/33",
+        "allowed_ip=::/129",
+        "allowed_ip=10.0.0/8",
+        "allowed_ip=/8",
+        "allowed_ip=10.0.0.0/",
+        "allowed_ip=10.0.0.0/+8",
+        "allowed_ip=--1.1.1.1/8",
+        "allowed_ip=fe80::1%lo/64",
+        "allowed_ip=10.0.0.0/256",
+        "protocol_version=2",
+        "protocol_version=",
+        "listen_port=1",
+        "private_key=00",
+        "preshared_key=00",
+        "last_handshake_time_sec=1",
     ];
     for line in bad {
         assert_eq!(peer(line).unwrap_err(), Errno::INVALID, "{line}");
@@ -183,12 +229,30 @@ fn a_large_request_is_quick() {
 /// A line that is nearly right.
 fn near_line() -> impl Strategy<Value = Vec<u8>> {
     let keys = prop::sample::select(vec![
-        "get", "set", "show", "private_key", "listen_port", "fwmark", "replace_peers", "public_key", "remove", "update_only",
-        "preshared_key", "endpoint", "persistent_keepalive_interval", "replace_allowed_ips", "allowed_ip", "protocol_version",
+        "get",
+        "set",
+        "show",
+        "private_key",
+        "listen_port",
+        "fwmark",
+        "replace_peers",
+        "public_key",
+        "remove",
+        "update_only",
+        "preshared_key",
+        "endpoint",
+        "persistent_keepalive_interval",
+        "replace_allowed_ips",
+        "allowed_ip",
+        "protocol_version",
     ]);
     let values = prop_oneof![
-        Just("1".to_owned()), Just("json".to_owned()), Just("true".to_owned()), Just(KEY.to_owned()),
-        "[0-9a-f:.%\\[\\]/-]{0,40}", any::<u32>().prop_map(|n| n.to_string()),
+        Just("1".to_owned()),
+        Just("json".to_owned()),
+        Just("true".to_owned()),
+        Just(KEY.to_owned()),
+        "[0-9a-f:.%\\[\\]/-]{0,40}",
+        any::<u32>().prop_map(|n| n.to_string()),
     ];
     prop_oneof![
         8 => (keys, values).prop_map(|(key, value)| format!("{key}={value}").into_bytes()),
