@@ -10,7 +10,7 @@ use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, Outer, Plan, Site, client_prefixes,
     client_v4, client_v6, connect, gateway_endpoint,
 };
-use crate::traffic::{Arrivals, Capture, Flow, TcpOrder, Way, must_reach, ping};
+use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping};
 
 /// Declares each test once per foreign implementation.
 macro_rules! against_each {
@@ -37,6 +37,7 @@ against_each! {
     many_workers
     fifty_streams
     source_address_sticks_and_falls_back
+    order_behind_a_shaper
 }
 
 /// Ringway at the gateway, then at the client.
@@ -313,12 +314,6 @@ fn fifty_streams(other: Implementation) {
     }
 }
 
-/// Not with boringtun, which reorders the packets that it sends itself, also in a pair without Ringway.
-#[test]
-fn order_is_kept_with_wireguard_go() {
-    order_behind_a_shaper(Implementation::WireguardGo);
-}
-
 #[test]
 fn order_is_kept_with_ringway_at_both_ends() {
     order_behind_a_shaper(Implementation::ringway());
@@ -338,7 +333,7 @@ fn order_behind_a_shaper(other: Implementation) {
             let before = TcpOrder::of(receiver);
             let capture = Capture::start(receiver, "wg0", 60, "ip proto 6");
             let report = Flow { way, ..Flow::tcp(client, gateway, GATEWAY_V4) }.run();
-            let arrivals = Arrivals::of(&capture.stop());
+            let arrivals = capture.arrivals();
             let after = TcpOrder::of(receiver);
             let what = format!("shaped {shaped} {way:?}: {arrivals:?} {report:?} {before:?} {after:?}");
             assert!(arrivals.packets > 500, "{what}");

@@ -58,8 +58,8 @@ impl Implementation {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Ringway { .. } | Self::WireguardGo => &["-f"],
-            // One thread: with more it reorders the packets of a flow. Sockets connected to a peer's address
-            // would not notice that their own address has gone.
+            // One thread is its best setting on few cores. Sockets connected to a peer's address would not notice
+            // that their own address has gone.
             Self::Boringtun => {
                 &["-f", "-t", "1", "--disable-drop-privileges", "--disable-connected-udp", "-v", "info"]
             }

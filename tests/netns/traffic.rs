@@ -215,6 +215,14 @@ impl Capture {
         self.tcpdump.wait().unwrap();
         self.file.clone()
     }
+
+    /// Ends it, counts, and removes the file.
+    pub(crate) fn arrivals(self) -> Arrivals {
+        let file = self.stop();
+        let arrivals = Arrivals::of(&file);
+        let _ = std::fs::remove_file(file);
+        arrivals
+    }
 }
 
 impl Drop for Capture {
@@ -259,20 +267,27 @@ pub(crate) struct Arrivals {
     pub(crate) overtaken: u64,
 }
 
+/// TCP's SYN flag (RFC 9293 section 3.1).
+const SYN: u8 = 0x02;
+
+/// How far behind the newest packet a late one may be; beyond that the recorder itself has missed thousands.
+const FARTHEST: u16 = 8192;
+
 impl Arrivals {
     /// Counts in a capture made at the receiver.
     pub(crate) fn of(file: &Path) -> Self {
         let mut newest: HashMap<[u8; 12], u16> = HashMap::new();
         let mut arrivals = Self::default();
         for packet in ip_packets(file) {
-            if packet.len() < 24 || packet[0] != 0x45 || packet[9] != 6 {
+            // A SYN's answer has the identification 0, whatever its connection counts from.
+            if packet.len() < 34 || packet[0] != 0x45 || packet[9] != 6 || packet[33] & SYN != 0 {
                 continue;
             }
             let flow: [u8; 12] = packet[12..24].try_into().unwrap();
             let id = u16::from_be_bytes([packet[4], packet[5]]);
             let last = newest.entry(flow).or_insert(id);
             arrivals.packets += 1;
-            if id.wrapping_sub(*last).cast_signed() < 0 {
+            if (1..=FARTHEST).contains(&last.wrapping_sub(id)) {
                 arrivals.overtaken += 1;
             } else {
                 *last = id;
@@ -293,11 +308,12 @@ mod tests {
             bytes.extend(word.to_ne_bytes());
         }
         for id in ids {
-            let mut packet = [0u8; 24];
+            let mut packet = [0u8; 40];
             packet[0] = 0x45;
             packet[4..6].copy_from_slice(&id.to_be_bytes());
             packet[9] = 6;
-            for word in [0u32, 0, 24, 24] {
+            packet[33] = if *id == 0 { SYN } else { 0 };
+            for word in [0u32, 0, 40, 40] {
                 bytes.extend(word.to_ne_bytes());
             }
             bytes.extend(packet);
@@ -309,14 +325,14 @@ mod tests {
 
     #[test]
     fn an_overtaken_packet_is_counted_across_the_wrap() {
-        let file = capture(&[65_534, 65_535, 1, 0, 2]);
-        assert_eq!(Arrivals::of(&file), Arrivals { packets: 5, overtaken: 1 });
+        let file = capture(&[65_534, 65_535, 2, 1, 65_533, 3]);
+        assert_eq!(Arrivals::of(&file), Arrivals { packets: 6, overtaken: 2 });
         std::fs::remove_file(file).unwrap();
     }
 
     #[test]
-    fn gaps_and_equals_are_no_reordering() {
-        let file = capture(&[1, 40, 40, 900]);
+    fn gaps_equals_and_a_syn_are_no_reordering() {
+        let file = capture(&[0, 40_000, 40_040, 40_040, 40_900]);
         assert_eq!(Arrivals::of(&file), Arrivals { packets: 4, overtaken: 0 });
         std::fs::remove_file(file).unwrap();
     }
