@@ -1,8 +1,8 @@
 //! What the fuzzer runs: one function per parser or machine, which takes bytes and panics on a broken promise.
 //!
-//! `fuzz/fuzz_targets/<name>.rs` calls the function of that name, and `tests/corpus.rs` replays `fuzz/corpus/<name>/*`
-//! through it in every `cargo test`. A new target is a function and a line of [`TARGETS`] here, and there a file, a
-//! `[[bin]]` and a few seeds; `tests/corpus.rs` says what is missing.
+//! `fuzz/fuzz_targets/<name>.rs` calls the function of that name, and `tests/corpus.rs` replays
+//! `fuzz/corpus/<name>/*` through it in every `cargo test`. A new target is a function and a line of [`TARGETS`]
+//! here, and there a file, a `[[bin]]` and a few seeds; `tests/corpus.rs` says what is missing.
 
 use std::net::IpAddr;
 

@@ -1,8 +1,8 @@
 //! The composition root: what is opened in which order, which thread gets what, and how it all ends.
 //!
-//! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which makes its
-//! own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the end: workers,
-//! handshake thread; the descriptors close with the last of them.
+//! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which
+//! makes its own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the
+//! end: workers, handshake thread; the descriptors close with the last of them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,8 +18,11 @@ use tokio::sync::watch;
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use crate::control::errno::Errno;
 use crate::crypto::random::SystemRng;
+use crate::dataplane::Sockets;
 use crate::dataplane::allowed_ips::AllowedIps;
-use crate::dataplane::handoff::{Bell, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport, worker_channels};
+use crate::dataplane::handoff::{
+    Bell, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport, worker_channels,
+};
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
@@ -30,7 +33,6 @@ use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
-use crate::dataplane::Sockets;
 use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::{Drop as Reason, Drops};
 use crate::noise::handshaker::Handshaker;
@@ -161,8 +163,19 @@ impl Gateway {
                 })
                 .context("starting the handshake thread")?,
         );
-        let gateway =
-            Self { device, workers: links, handshake, threads, steering, index_key, port, sockets, queues, mark: Mark::default(), gone };
+        let gateway = Self {
+            device,
+            workers: links,
+            handshake,
+            threads,
+            steering,
+            index_key,
+            port,
+            sockets,
+            queues,
+            mark: Mark::default(),
+            gone,
+        };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
             let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
@@ -279,10 +292,11 @@ impl DataPlane for Gateway {
         if port != 0 && port == self.port {
             return Ok(port);
         }
-        let (port, sockets) = open_sockets(port, self.workers(), self.mark, self.index_key).map_err(|error| {
-            tracing::error!(port, %error, "the listen port stays as it was");
-            Errno::new(error.errno())
-        })?;
+        let (port, sockets) =
+            open_sockets(port, self.workers(), self.mark, self.index_key).map_err(|error| {
+                tracing::error!(port, %error, "the listen port stays as it was");
+                Errno::new(error.errno())
+            })?;
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -310,7 +324,8 @@ impl DataPlane for Gateway {
     }
 
     fn remove_peer(&mut self, peer: PeerId) {
-        // First where sessions are made, then where they live: a session made in between finds no peer and is released.
+        // First where sessions are made, then where they live: a session made in between finds no peer and is
+        // released.
         let (done, answer) = bounded(1);
         self.handshake.send(ToHandshake::RemovePeer(peer, done));
         let _ = answer.recv_timeout(ANSWER);
@@ -383,7 +398,9 @@ impl DataPlane for Gateway {
             drops.merge(&report.counters.drops);
         }
         let counters = |list: Vec<(&'static str, &'static str, u64)>| {
-            list.into_iter().map(|(name, _, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>()
+            list.into_iter()
+                .map(|(name, _, value)| (name.to_owned(), value.into()))
+                .collect::<serde_json::Map<_, _>>()
         };
         let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({

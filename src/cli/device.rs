@@ -3,8 +3,8 @@
 use std::env;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
-use std::time::Duration;
 use std::os::fd::{OwnedFd, RawFd};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -51,7 +51,8 @@ fn options(
 fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
     match knob {
         Some(seconds) if cfg!(debug_assertions) => {
-            let seconds = seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
+            let seconds =
+                seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
             tracing::warn!(seconds, "{REKEY_KNOB} is set: for tests only");
             Ok(Limits::shortened(Duration::from_secs(seconds)))
         }

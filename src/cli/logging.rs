@@ -17,7 +17,8 @@ pub fn level(word: &str) -> Option<LevelFilter> {
     })
 }
 
-/// Sets the process's logger up. Without `LOG_LEVEL`, or with a word that is none of its, warnings and errors are written.
+/// Sets the process's logger up. Without `LOG_LEVEL`, or with a word that is none of its, warnings and errors are
+/// written.
 pub fn init() {
     let word = std::env::var("LOG_LEVEL").unwrap_or_default();
     let chosen = level(&word);

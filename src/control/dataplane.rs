@@ -1,7 +1,7 @@
 //! What the model needs from those who move packets: one trait, so that the model is tested against a recording fake.
 //!
-//! Calls come from the control thread, one at a time. Those that say "acknowledged" return only when every worker has done
-//! it; the others may return as soon as the change is on its way, in the order of the calls.
+//! Calls come from the control thread, one at a time. Those that say "acknowledged" return only when every worker
+//! has done it; the others may return as soon as the change is on its way, in the order of the calls.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -59,7 +59,8 @@ pub trait DataPlane {
     /// Sets or takes away the static private key (clamped). Sessions made with the old one end at once.
     fn set_private_key(&mut self, key: Option<&Secret>);
 
-    /// Binds the outer sockets to `port`, 0 for any, and returns the port in use. The old sockets serve until the new ones do.
+    /// Binds the outer sockets to `port`, 0 for any, and returns the port in use. The old sockets serve until the
+    /// new ones do.
     ///
     /// # Errors
     /// EADDRINUSE or what else bind(2) says; then nothing changed.

@@ -1,8 +1,8 @@
 //! The model of truth of one WireGuard device: keys, port, mark, peers, and who owns which prefix.
 //!
-//! [`Device::apply`] first settles what may fail (limits, mark, port), then changes the model and notes what it touched, and
-//! at last tells the data plane the difference between before and after: a request that names one peer touches no other, and
-//! a prefix that moves is taken away everywhere before it is given to its new peer.
+//! [`Device::apply`] first settles what may fail (limits, mark, port), then changes the model and notes what it
+//! touched, and at last tells the data plane the difference between before and after: a request that names one
+//! peer touches no other, and a prefix that moves is taken away everywhere before it is given to its new peer.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -185,8 +185,8 @@ impl Device {
     /// Carries out a request: changes the model and tells the data plane the difference.
     ///
     /// # Errors
-    /// [`Errno::NO_ROOM`] beyond [`MAX_PEERS`] or [`MAX_PREFIXES`], or what the data plane says to the mark or the port. Then
-    /// nothing of the request is in force.
+    /// [`Errno::NO_ROOM`] beyond [`MAX_PEERS`] or [`MAX_PREFIXES`], or what the data plane says to the mark or the
+    /// port. Then nothing of the request is in force.
     pub fn apply<D: DataPlane>(&mut self, request: SetRequest, dataplane: &mut D) -> Result<(), Errno> {
         self.check_room(&request)?;
         self.set_sockets(&request, dataplane)?;
@@ -319,7 +319,8 @@ impl Device {
         }
     }
 
-    /// Gives each new peer its owner: the steering hash's choice if the peer has one IPv4 address, else whoever has fewest.
+    /// Gives each new peer its owner: the steering hash's choice if the peer has one IPv4 address, else whoever
+    /// has fewest.
     fn choose_owners<D: DataPlane>(&mut self, touched: &Touched, dataplane: &D) {
         self.load.resize(usize::from(dataplane.workers().max(1)), 0);
         let mut new: Vec<_> =

@@ -1,8 +1,9 @@
-//! What is decided outside the packet path: who the peers are, which addresses are theirs, what the sockets are bound to.
+//! What is decided outside the packet path: who the peers are, which addresses are theirs, what the sockets are
+//! bound to.
 //!
 //! A request's way: [`server`] takes connections on the socket that [`socket`] bound and cuts them into lines;
-//! [`uapi::parse`] turns lines into one typed request, or refuses it whole; [`device`], the model of truth, computes what
-//! the request changes and tells the [`dataplane`] just that; [`uapi::format`] answers.
+//! [`uapi::parse`] turns lines into one typed request, or refuses it whole; [`device`], the model of truth,
+//! computes what the request changes and tells the [`dataplane`] just that; [`uapi::format`] answers.
 
 pub mod dataplane;
 pub mod device;

@@ -146,7 +146,8 @@ async fn write(stream: &mut UnixStream, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Cuts a stream into lines, in one buffer of fixed size (keys pass through it: it never moves, and is wiped at the end).
+/// Cuts a stream into lines, in one buffer of fixed size (keys pass through it: it never moves, and is wiped at
+/// the end).
 struct Lines {
     buffer: Zeroizing<Vec<u8>>,
     /// First byte not handed out.
@@ -160,8 +161,8 @@ impl Lines {
         Self { buffer: Zeroizing::new(vec![0; READ_BUFFER]), start: 0, end: 0 }
     }
 
-    /// The next line without its end, or the first bytes of one that is too long; `None` at the end of the stream. What
-    /// follows the last line end is not a line.
+    /// The next line without its end, or the first bytes of one that is too long; `None` at the end of the stream.
+    /// What follows the last line end is not a line.
     async fn next(&mut self, stream: &mut UnixStream) -> io::Result<Option<&[u8]>> {
         let mut searched = self.start;
         let line = loop {

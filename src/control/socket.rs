@@ -1,4 +1,5 @@
-//! The socket of the UAPI: made so that nobody else can use it at any moment, and taken away only while it is still ours.
+//! The socket of the UAPI: made so that nobody else can use it at any moment, and taken away only while it is
+//! still ours.
 
 use std::fs;
 use std::io;
@@ -51,7 +52,8 @@ impl UapiSocket {
     /// listens on is replaced. Call it after forking: whoever drops the value first takes the file away.
     ///
     /// # Errors
-    /// EADDRINUSE if somebody listens there, EEXIST if something that is no socket is there, and what the file system says.
+    /// EADDRINUSE if somebody listens there, EEXIST if something that is no socket is there, and what the file
+    /// system says.
     pub fn bind(directory: &Path, name: &InterfaceName) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let path = socket_path(directory, name);

@@ -104,7 +104,8 @@ mod tests {
     }
 
     /// The self-test of RFC 7693 appendix E, which hashes keyed and unkeyed inputs of many lengths with all four
-    /// digest lengths. Ours offers 32 bytes unkeyed and 16 bytes keyed, so the test's other half comes from the crate.
+    /// digest lengths. Ours offers 32 bytes unkeyed and 16 bytes keyed, so the test's other half comes from the
+    /// crate.
     #[test]
     fn blake2s_passes_the_self_test_of_rfc_7693_appendix_e() {
         use blake2::digest::consts::{U20, U28, U32};

@@ -160,7 +160,8 @@ mod tests {
         assert_eq!(text, "PrivateKey(of hSDwCYkw…)");
     }
 
-    /// Not a test of correctness: prints what one operation costs in wall time (docs/decisions/0002-crypto-crates.md).
+    /// Not a test of correctness: prints what one operation costs in wall time
+    /// (docs/decisions/0002-crypto-crates.md).
     #[test]
     #[ignore = "a measurement"]
     fn measure() {

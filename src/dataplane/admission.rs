@@ -78,8 +78,8 @@ pub struct Arrival {
     pub kind: Kind,
     /// The outer source address.
     pub source: IpAddr,
-    /// Initiation: it comes from the endpoint of a live session. Response and cookie reply: its receiver index is that
-    /// of a handshake of ours that waits for an answer.
+    /// Initiation: it comes from the endpoint of a live session. Response and cookie reply: its receiver index is
+    /// that of a handshake of ours that waits for an answer.
     pub expected: bool,
 }
 
@@ -191,7 +191,8 @@ impl<T> Admission<T> {
         now: Time,
     ) -> Verdict {
         let Arrival { kind, source, expected } = arrival;
-        // A cookie reply has no MACs: it is authenticated as a whole, at the price of one, against a handshake of ours.
+        // A cookie reply has no MACs: it is authenticated as a whole, at the price of one, against a handshake of
+        // ours.
         if kind == Kind::CookieReply {
             return if expected { Verdict::Queued(Class::Answer) } else { Verdict::Drop(Drop::BadCookie) };
         }
@@ -251,10 +252,11 @@ const TOLERANCE: Duration = Duration::from_nanos(INTERVAL.as_nanos() as u64 * (S
 /// A token bucket per source (IPv4 address, IPv6 /64): [`SOURCE_RATE`] per second, [`SOURCE_BURST`] at once.
 ///
 /// A bucket is one instant, the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
-/// Buckets stand in a table of 2048 sets of 8, as in a processor's cache; the set comes from a hash (SipHash) keyed at
-/// start, so nobody can aim at a set. A source that is new takes the place in its set whose bucket is the fullest. A
-/// bucket that is full already is the same as none, so an entry expires by itself, 250 ms after its last token was
-/// taken at the latest, without any sweeping. Each look-up costs the same eight comparisons whatever the table holds.
+/// Buckets stand in a table of 2048 sets of 8, as in a processor's cache; the set comes from a hash (SipHash)
+/// keyed at start, so nobody can aim at a set. A source that is new takes the place in its set whose bucket is the
+/// fullest. A bucket that is full already is the same as none, so an entry expires by itself, 250 ms after its
+/// last token was taken at the latest, without any sweeping. Each look-up costs the same eight comparisons
+/// whatever the table holds.
 ///
 /// When more than about 16,384 sources are active within those 250 ms, some are forgotten and begin with a full
 /// bucket: the limiter then errs on the side of letting in. A newcomer is never refused for want of a place.
@@ -306,8 +308,8 @@ impl SourceLimiter {
     }
 }
 
-/// IPv4 by address, IPv6 by /64 (what one customer gets). IPv4 addresses stand at the place of `0:0:x:x::/64`, which is
-/// reserved (RFC 4291 section 4) and no source of anything.
+/// IPv4 by address, IPv6 by /64 (what one customer gets). IPv4 addresses stand at the place of `0:0:x:x::/64`,
+/// which is reserved (RFC 4291 section 4) and no source of anything.
 fn source(addr: IpAddr) -> u64 {
     match addr.to_canonical() {
         IpAddr::V4(addr) => addr.to_bits().into(),

@@ -9,8 +9,8 @@
 //! 2. Shorter prefixes stand in one trie per family (`trie`).
 //! 3. Every prefix is linked into a list of its peer, so that a peer is removed at the cost of its own prefixes.
 //!
-//! Nothing is allocated by a lookup. Changes are made by control's deltas, on the worker's thread; they allocate when a
-//! table grows. A prefix costs about 80 bytes (host) to 130 bytes (IPv6, trie).
+//! Nothing is allocated by a lookup. Changes are made by control's deltas, on the worker's thread; they allocate
+//! when a table grows. A prefix costs about 80 bytes (host) to 130 bytes (IPv6, trie).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -45,8 +45,8 @@ impl AllowedIps {
         Self { v4: Table::new(hash), v6: Table::new(hash), lists: Lists::new(hash) }
     }
 
-    /// Gives `prefix` to `peer`, whose owner is `worker`, and returns whom it was taken from (the same peer, if it had
-    /// it already). A prefix has one owner at any time.
+    /// Gives `prefix` to `peer`, whose owner is `worker`, and returns whom it was taken from (the same peer, if it
+    /// had it already). A prefix has one owner at any time.
     pub fn insert(&mut self, prefix: Prefix, peer: PeerId, worker: WorkerId) -> Option<(PeerId, WorkerId)> {
         let bound = Bound { peer, worker, entry: self.lists.add(peer, prefix) };
         let previous = match prefix.addr() {
@@ -225,9 +225,9 @@ impl Lists {
 }
 
 /// A keyed multiply-and-fold hash: two or three instructions per word, where SipHash costs a third of a lookup. The
-/// stored addresses come from the configuration, and a stranger's packet can only ask for one that is not there, so it
-/// has to spread well but not to withstand an adversary who watches it; the key keeps collisions from being computed
-/// beforehand.
+/// stored addresses come from the configuration, and a stranger's packet can only ask for one that is not there,
+/// so it has to spread well but not to withstand an adversary who watches it; the key keeps collisions from being
+/// computed beforehand.
 #[derive(Clone, Copy)]
 struct KeyedState {
     seed: u64,

@@ -1,8 +1,8 @@
 //! How threads of the data plane reach each other: bounded channels and a bell that is rung only for a sleeper.
 //!
-//! Three channels lead to a worker. `control` and `keys` are never dropped: their one producer waits for room before it
-//! begins what would need it. `handover` carries packets that landed on the wrong worker; it has a budget, and what
-//! does not fit is dropped and counted.
+//! Three channels lead to a worker. `control` and `keys` are never dropped: their one producer waits for room
+//! before it begins what would need it. `handover` carries packets that landed on the wrong worker; it has a
+//! budget, and what does not fit is dropped and counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

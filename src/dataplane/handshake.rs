@@ -16,9 +16,9 @@ use super::Sockets;
 use super::admission::{Admission, Arrival, Kind, Verdict};
 use super::handoff::{Bell, Handover, Request, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
+use crate::crypto::random::SystemRng;
 use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::Drop;
-use crate::crypto::random::SystemRng;
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{INITIATION_LEN, ToHandshaker, ToOwner};
@@ -157,7 +157,8 @@ impl HandshakeThread {
     fn sleep(&mut self) -> io::Result<()> {
         let bell = &self.parts.bell;
         bell.about_to_sleep();
-        let busy = !self.admission.is_empty() || !self.parts.requests.is_empty() || !self.parts.control.is_empty();
+        let busy =
+            !self.admission.is_empty() || !self.parts.requests.is_empty() || !self.parts.control.is_empty();
         // With work queued and a worker's queue full there is nothing to do at once, but soon.
         let timeout = match (busy, self.has_key_room()) {
             (false, _) => HEARTBEAT,
@@ -166,7 +167,9 @@ impl HandshakeThread {
         };
         let mut fds = ArrayVec::<_, 3>::new();
         fds.push(bell.eventfd().as_fd());
-        fds.extend([&self.parts.sockets.v4, &self.parts.sockets.v6].into_iter().flatten().map(|fd| fd.as_fd()));
+        fds.extend(
+            [&self.parts.sockets.v4, &self.parts.sockets.v6].into_iter().flatten().map(|fd| fd.as_fd()),
+        );
         let waited = poll::readable(&fds, timeout);
         bell.awake();
         let _ = bell.eventfd().drain();

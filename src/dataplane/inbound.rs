@@ -22,8 +22,8 @@ use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
 use crate::sys::tun;
 use crate::types::Endpoint;
-use crate::wire::{ip, virtio};
 use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::wire::{ip, virtio};
 
 /// Receive slots that one batch may hold; more than a worker has.
 const HELD: usize = 256;
@@ -181,7 +181,11 @@ impl Inbound {
         }
         ip::decapsulate_ecn(origin.tos, text);
         // A slot is far smaller than 4 GiB.
-        Some(Place { buffer: 0, start: (range.start + TRANSPORT_HEADER_LEN) as u32, len: header.total_len as u32 })
+        Some(Place {
+            buffer: 0,
+            start: (range.start + TRANSPORT_HEADER_LEN) as u32,
+            len: header.total_len as u32,
+        })
     }
 
     /// The session that a receiver index names; a datagram of another worker's session is handed over.
@@ -191,7 +195,8 @@ impl Inbound {
             if owner == core.id {
                 core.counters.drops.count(Drop::UnknownIndex);
             } else {
-                let packet = Handover::Datagram { bytes: bytes.into(), endpoint: origin.endpoint, tos: origin.tos };
+                let packet =
+                    Handover::Datagram { bytes: bytes.into(), endpoint: origin.endpoint, tos: origin.tos };
                 core.hand_over(owner, packet);
             }
             return None;
@@ -201,7 +206,6 @@ impl Inbound {
         let key = OpeningKey::new(session.opening_key(keypair)?)?;
         Some(Opened { index, slot, keypair, key, endpoint: origin.endpoint, bytes: 0, data: false })
     }
-
 
     fn push(&mut self, core: &mut Core, slot: &[u8], place: Place) {
         if self.coalescer.push(&slot[range(place)], place).is_err() {

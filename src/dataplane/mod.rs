@@ -16,8 +16,8 @@
 //! 5. buffers return last-in-first-out.
 //!
 //! [`worker`] is the loop around both, [`peers`] the table of sessions, [`handoff`] the way to other threads,
-//! [`handshake`] the thread where public-key cryptography happens, [`steering`] what makes packets land on their owner.
-//! A bad packet never ends a batch: it is dropped, with a reason from [`crate::metrics::drops::Drop`].
+//! [`handshake`] the thread where public-key cryptography happens, [`steering`] what makes packets land on their
+//! owner. A bad packet never ends a batch: it is dropped, with a reason from [`crate::metrics::drops::Drop`].
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The outbound way: TUN → split → seal → UDP.
 //!
-//! Packets of one peer that follow one another are gathered into a *run*, written into one send buffer, sealed at once
-//! and sent by one `sendmsg`. A run holds what one UDP_SEGMENT send may hold: equal sizes (the last may be shorter),
-//! one endpoint, one receiver index, one TOS. It never outlives the turn of the loop, so it adds no delay.
+//! Packets of one peer that follow one another are gathered into a *run*, written into one send buffer, sealed at
+//! once and sent by one `sendmsg`. A run holds what one UDP_SEGMENT send may hold: equal sizes (the last may be
+//! shorter), one endpoint, one receiver index, one TOS. It never outlives the turn of the loop, so it adds no delay.
 //!
 //! A sealed run is never dropped for want of room in the socket and never overtaken: it waits at the head of its
 //! socket's queue. Every waiting run holds a send buffer; when none is left, the worker stops reading its TUN queue.
@@ -181,7 +181,8 @@ impl Outbound {
     ) -> bool {
         let limit = self.segment_limit;
         if let Some(run) = &self.run {
-            let same = run.peer == peer && run.remote_index == remote_index && run.tos == tos && run.data == data;
+            let same =
+                run.peer == peer && run.remote_index == remote_index && run.tos == tos && run.data == data;
             let next = run.first_counter + run.spans.len() as u64;
             if same && next == counter && run.fits(padded, limit) {
                 return true;
@@ -313,7 +314,8 @@ impl Outbound {
         Outcome::Done
     }
 
-    /// Decides what a failed send becomes: the same without its sticky source, the same as plain datagrams, or a drop.
+    /// Decides what a failed send becomes: the same without its sticky source, the same as plain datagrams, or a
+    /// drop.
     fn recover(&mut self, core: &mut Core, run: &mut Sealed, end: usize, segmented: bool, error: &io::Error) {
         let errno = error.raw_os_error().unwrap_or(0);
         if run.endpoint.source.is_some() && is_stale_source(error) {
@@ -361,8 +363,8 @@ impl Run {
         !self.closed && self.spans.len() < limit && outer <= self.segment && self.used + outer <= MAX_SEND
     }
 
-    /// Adds a packet of `padded` bytes: writes its header and yields the place for its text. A shorter packet than the
-    /// first one closes the run.
+    /// Adds a packet of `padded` bytes: writes its header and yields the place for its text. A shorter packet than
+    /// the first one closes the run.
     fn append(&mut self, padded: usize, counter: u64) -> Option<&mut [u8]> {
         let start = self.used + TRANSPORT_HEADER_LEN;
         let end = self.used + padded + TRANSPORT_OVERHEAD;

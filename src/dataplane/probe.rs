@@ -8,8 +8,8 @@ use crate::sys::socket;
 /// Segments that every kernel with UDP_SEGMENT takes (UDP_MAX_SEGMENTS before 6.9).
 const OLD_LIMIT: usize = 64;
 
-/// How many segments one UDP_SEGMENT send may have: 128, 64, or 1 if the kernel does not know UDP_SEGMENT. Where loopback
-/// is down it cannot be tried, and the answer is the one that is right for every kernel since 4.18.
+/// How many segments one UDP_SEGMENT send may have: 128, 64, or 1 if the kernel does not know UDP_SEGMENT. Where
+/// loopback is down it cannot be tried, and the answer is the one that is right for every kernel since 4.18.
 #[must_use]
 pub fn segment_limit() -> usize {
     for limit in [MAX_SEGMENTS, OLD_LIMIT] {

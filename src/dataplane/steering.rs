@@ -1,12 +1,13 @@
 //! TUN → worker: which queue the kernel puts a packet into.
 //!
-//! An eBPF program on the device reads the destination address. A longest-prefix map holds only prefixes whose owner is
-//! not what a hash of the address says: nothing for a gateway of leases, 0.0.0.0/0 for a client, a site's subnets for a
-//! site. What the map does not know goes to [`queue_of`]. The program is generated from the same constants, and
+//! An eBPF program on the device reads the destination address. A longest-prefix map holds only prefixes whose
+//! owner is not what a hash of the address says: nothing for a gateway of leases, 0.0.0.0/0 for a client, a site's
+//! subnets for a site. What the map does not know goes to [`queue_of`]. The program is generated from the same
+//! constants, and
 //! [`Steering::self_test`] has the kernel run it and compares.
 //!
-//! Without permission for BPF there is no steering: the kernel then learns queues from our writes, and what lands on the
-//! wrong worker is handed over.
+//! Without permission for BPF there is no steering: the kernel then learns queues from our writes, and what lands
+//! on the wrong worker is handed over.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,8 +21,8 @@ use crate::types::{Prefix, WorkerId};
 /// Most prefixes in the map, per address family.
 pub const MAX_PREFIXES: u32 = 130_000;
 
-/// 2^32 divided by the golden ratio: its multiples spread any run of numbers evenly over the 32-bit circle (Knuth, The
-/// Art of Computer Programming, volume 3, section 6.4).
+/// 2^32 divided by the golden ratio: its multiples spread any run of numbers evenly over the 32-bit circle (Knuth,
+/// The Art of Computer Programming, volume 3, section 6.4).
 const GOLDEN: u32 = 0x9E37_79B1;
 
 /// The worker whom an address belongs to if no prefix says otherwise: its low 32 bits, spread over the circle, which
@@ -107,8 +108,8 @@ impl Steering {
         Ok(Self { workers, v4, v6, program, entries: BTreeMap::new() })
     }
 
-    /// Steers the device that `queue` belongs to, all its queues. It must have as many as there are workers, in worker
-    /// order. The device keeps program and maps until it is gone or [`detach`] is called.
+    /// Steers the device that `queue` belongs to, all its queues. It must have as many as there are workers, in
+    /// worker order. The device keeps program and maps until it is gone or [`detach`] is called.
     ///
     /// # Errors
     /// [`SteeringError::Attach`].
@@ -116,11 +117,13 @@ impl Steering {
         tun::set_steering(queue, Some(self.program.as_fd())).map_err(SteeringError::Attach)
     }
 
-    /// Names the owner of a prefix, or a new one. It takes effect with the next packet. Only what the hash gets wrong goes
-    /// into the kernel's map: a host prefix of its hash's worker does not, unless a shorter prefix covers it.
+    /// Names the owner of a prefix, or a new one. It takes effect with the next packet. Only what the hash gets
+    /// wrong goes into the kernel's map: a host prefix of its hash's worker does not, unless a shorter prefix
+    /// covers it.
     ///
     /// # Errors
-    /// [`SteeringError::Map`] with ENOSPC beyond [`MAX_PREFIXES`] (the prefix is then not set); [`SteeringError::NoWorker`].
+    /// [`SteeringError::Map`] with ENOSPC beyond [`MAX_PREFIXES`] (the prefix is then not set);
+    /// [`SteeringError::NoWorker`].
     pub fn set(&mut self, prefix: Prefix, owner: WorkerId) -> Result<(), SteeringError> {
         if owner.0 >= self.workers {
             return Err(SteeringError::NoWorker(owner.0));
@@ -161,8 +164,8 @@ impl Steering {
             .unwrap_or_else(|| queue_of(addr, self.workers))
     }
 
-    /// Has the kernel run the program over [`SELF_TEST_PACKETS`] packets of each family, by hash alone and with prefixes
-    /// of its own set (and taken away again), and compares with [`Steering::expected`]. To be called before
+    /// Has the kernel run the program over [`SELF_TEST_PACKETS`] packets of each family, by hash alone and with
+    /// prefixes of its own set (and taken away again), and compares with [`Steering::expected`]. To be called before
     /// [`Steering::attach`].
     ///
     /// # Errors
@@ -294,8 +297,8 @@ const KEY_ADDR: i16 = KEY + 4;
 /// Instructions of [`lookup_or_hash`].
 const BLOCK: i16 = 24;
 
-/// The whole program: by the version in the packet's first nibble, one block per family. Packets of no version, and those
-/// cut before the end of their destination, go to queue 0.
+/// The whole program: by the version in the packet's first nibble, one block per family. Packets of no version,
+/// and those cut before the end of their destination, go to queue 0.
 fn program(v4: &PrefixMap, v6: &PrefixMap, workers: u16) -> Vec<Insn> {
     use code::*;
     let mut insns = vec![

@@ -1,7 +1,8 @@
 //! Getting a TUN device: opened with all its queues at once, or inherited with one.
 //!
-//! A worker opens nothing; it is handed one of the queues made here. Queues are all opened at start and closed together:
-//! when one of several is closed, the kernel moves the last queue into its place, and steering would name the wrong one.
+//! A worker opens nothing; it is handed one of the queues made here. Queues are all opened at start and closed
+//! together: when one of several is closed, the kernel moves the last queue into its place, and steering would
+//! name the wrong one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -113,8 +114,8 @@ pub enum TunError {
     },
 }
 
-/// Opens the device `name` (made if it does not exist; `%d` becomes a free number) with `queues` queues, and the best of
-/// the `wanted` offloads that the kernel has. A persistent device that nobody holds is taken over.
+/// Opens the device `name` (made if it does not exist; `%d` becomes a free number) with `queues` queues, and the
+/// best of the `wanted` offloads that the kernel has. A persistent device that nobody holds is taken over.
 ///
 /// # Errors
 /// See [`TunError`].

@@ -1,8 +1,8 @@
 //! UDP → worker: one reuseport group per address family, on one port.
 //!
-//! A group holds one socket per worker, in worker order, and the handshake thread's socket last. A classic BPF program
-//! on it (no privilege needed) sends transport messages to the worker that the receiver index names and handshake
-//! messages to the last socket; anything else is spread by the kernel's own hash over all of them.
+//! A group holds one socket per worker, in worker order, and the handshake thread's socket last. A classic BPF
+//! program on it (no privilege needed) sends transport messages to the worker that the receiver index names and
+//! handshake messages to the last socket; anything else is spread by the kernel's own hash over all of them.
 //!
 //! Any program of the same user may join a reuseport group, so the port is claimed first: the first socket is bound
 //! *without* SO_REUSEPORT, which fails if anybody has the port; then the option is set on it, and the others join it.
@@ -113,8 +113,8 @@ impl UdpError {
     }
 }
 
-/// Opens the groups of both families on `port` (0: one that the kernel finds free), with `mark` on every socket if it is
-/// not 0. `key` is the key of [`index_hash`].
+/// Opens the groups of both families on `port` (0: one that the kernel finds free), with `mark` on every socket if
+/// it is not 0. `key` is the key of [`index_hash`].
 ///
 /// # Errors
 /// See [`UdpError`]; nothing stays open.
@@ -273,9 +273,9 @@ const fn type_word(message: u8) -> u32 {
     (message as u32) << 24
 }
 
-/// The program on the group, in classic BPF (Linux `Documentation/networking/filter.rst`): A is the accumulator, X the
-/// index register, offset 0 the first byte of the UDP payload; a load beyond the end would end the program with 0, so
-/// the length is checked first.
+/// The program on the group, in classic BPF (Linux `Documentation/networking/filter.rst`): A is the accumulator, X
+/// the index register, offset 0 the first byte of the UDP payload; a load beyond the end would end the program
+/// with 0, so the length is checked first.
 fn program(workers: u16, key: [u32; 3]) -> Vec<libc::sock_filter> {
     use libc::{
         BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LEN, BPF_MISC,

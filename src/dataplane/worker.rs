@@ -1,13 +1,14 @@
 //! The worker: one thread, one TUN queue, one socket per family, one ring, and the peers it owns.
 //!
-//! A turn of the loop: wait, drain, inbound, outbound, messages, timers, submit with the next wait. Nothing in it locks,
-//! allocates per packet, logs per packet or touches a public key.
+//! A turn of the loop: wait, drain, inbound, outbound, messages, timers, submit with the next wait. Nothing in it
+//! locks, allocates per packet, logs per packet or touches a public key.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use super::Sockets;
 use super::handoff::{
     Handover, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
 };
@@ -16,7 +17,6 @@ use super::io::{Event, Family, Io, Target, TunRead};
 use super::offload::split;
 use super::outbound::Outbound;
 use super::peers::Peers;
-use super::Sockets;
 use crate::metrics::WorkerCounters;
 use crate::metrics::drops::Drop;
 use crate::noise::index::IndexKey;
@@ -249,7 +249,7 @@ impl<I: Io> Worker<I> {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Tun(read) => return self.tun(read),
+            Event::Tun(read) => self.tun(read),
             Event::Datagrams(received) => {
                 // What follows may renew the keypair that the open run was reserved in.
                 self.outbound.flush(&mut self.core);

@@ -24,8 +24,8 @@ use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::{self, Daemon};
 
-/// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of 20 as
-/// every implementation has it.
+/// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
+/// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
 /// A super-packet of at most this many bytes still fits one UDP_SEGMENT send when it is sealed.
 const GSO_MAX_SIZE: u32 = 61_000;
@@ -54,7 +54,11 @@ pub struct Options {
 /// # Errors
 /// What keeps it from beginning, with a hint where there is one. In the background the parent has printed it by then.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let daemon = if options.foreground { None } else { Some(process::daemonize().context("going to the background")?) };
+    let daemon = if options.foreground {
+        None
+    } else {
+        Some(process::daemonize().context("going to the background")?)
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

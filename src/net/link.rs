@@ -1,8 +1,8 @@
 //! One interface and the routes around it, watched and changed over one netlink socket (rtnetlink(7)).
 //!
-//! The watch lives in the network namespace in which it was opened, as the outer sockets do. A device that is moved to
-//! another namespace is reported as [`LinkEvent::Left`]; whether it is gone or only elsewhere is for the data plane to find
-//! out (a deleted TUN device answers EBADFD).
+//! The watch lives in the network namespace in which it was opened, as the outer sockets do. A device that is
+//! moved to another namespace is reported as [`LinkEvent::Left`]; whether it is gone or only elsewhere is for the
+//! data plane to find out (a deleted TUN device answers EBADFD).
 
 use std::io;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 //! public-key cryptography is spent on it.
 //!
 //! * mac1 proves that the sender knows our public key. Every handshake message has it.
-//! * mac2 proves that the sender receives at the address and port it sends from: it is keyed with a cookie that we sent
-//!   there in a cookie reply. It is asked for only under load.
+//! * mac2 proves that the sender receives at the address and port it sends from: it is keyed with a cookie that we
+//!   sent there in a cookie reply. It is asked for only under load.
 //!
 //! [`CookieChecker`] is the side that asks, [`PeerCookie`] the side that is asked. Sizes and ages are those of the
 //! kernel's module (`COOKIE_*` in messages.h).
@@ -110,7 +110,8 @@ impl CookieChecker {
         macs_match(&mac(&keys.mac1, &[parts.body]), parts.mac1)
     }
 
-    /// Whether a handshake message's mac2 was made with a cookie that `source` got from us and that is still honoured.
+    /// Whether a handshake message's mac2 was made with a cookie that `source` got from us and that is still
+    /// honoured.
     #[must_use]
     pub fn check_mac2(&self, message: &[u8], source: SocketAddr, now: Time) -> bool {
         let (Some((secret, born)), Some(parts)) = (&self.secret, Parts::of(message)) else { return false };

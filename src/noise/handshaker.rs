@@ -2,12 +2,12 @@
 //!
 //! A handshake as initiator: [`Handshaker::begin`] makes an initiation and keeps its ephemeral key as *pending*;
 //! [`Handshaker::consume_response`] finds it by the receiver index and yields the keypair. As responder:
-//! [`Handshaker::consume_initiation`] makes response and keypair in one step and keeps nothing. The two do not touch each
-//! other: when both sides initiate at once, each also answers, and neither has to wait for a retry.
+//! [`Handshaker::consume_initiation`] makes response and keypair in one step and keeps nothing. The two do not
+//! touch each other: when both sides initiate at once, each also answers, and neither has to wait for a retry.
 //!
 //! Whatever is refused changes nothing: the greatest timestamp moves only with an initiation that authenticated, and
-//! a pending handshake ends only with a response that did. An accepted initiation may still be a delayed recording, so it
-//! yields no more than an unconfirmed keypair and a response.
+//! a pending handshake ends only with a response that did. An accepted initiation may still be a delayed
+//! recording, so it yields no more than an unconfirmed keypair and a response.
 //!
 //! Before [`Handshaker::consume_initiation`] and [`Handshaker::consume_response`] the caller has checked the
 //! message with [`Handshaker::check_mac1`], and under load with [`Handshaker::check_mac2`].
@@ -298,9 +298,9 @@ impl Handshaker {
         self.find(id).map(|peer| peer.owner)
     }
 
-    /// Makes an initiation with a new ephemeral key and a new index, finished with its macs. It takes the place of the
-    /// peer's pending one, whose response is then refused. `stamp` is the wall clock's, and greater than that of the
-    /// last initiation to this peer, or the peer refuses it.
+    /// Makes an initiation with a new ephemeral key and a new index, finished with its macs. It takes the place of
+    /// the peer's pending one, whose response is then refused. `stamp` is the wall clock's, and greater than that
+    /// of the last initiation to this peer, or the peer refuses it.
     ///
     /// # Errors
     /// See [`BeginError`]; an earlier pending handshake then goes on.
@@ -399,8 +399,8 @@ impl Handshaker {
         if peer.cookie.accept(message, now) { Ok(()) } else { Err(HandshakeError::BadCookie) }
     }
 
-    /// Whether a response or a cookie reply names a message of ours that waits for one: a look-up, no cryptography. (A
-    /// cookie reply answers a response as well.)
+    /// Whether a response or a cookie reply names a message of ours that waits for one: a look-up, no
+    /// cryptography. (A cookie reply answers a response as well.)
     #[must_use]
     pub fn expects_answer(&self, message: &[u8]) -> bool {
         // A cookie reply begins with type and receiver; a response has its sender between them.

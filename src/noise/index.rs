@@ -2,10 +2,10 @@
 //! finds its session.
 //!
 //! An index is random (a structured one would tell an observer how many sessions there are) and unique while it is
-//! alive. It also names the worker that owns the peer: it is drawn again until the keyed hash [`IndexKey::owner`] gives
-//! that worker. The same hash runs as a classic BPF program on the reuseport group, so it uses only what classic BPF
-//! has: 32-bit add, multiply, exclusive or, shift, modulo. Its key is random at start, so that a peer cannot choose, from
-//! the indices it sees, which worker a stranger's datagrams load.
+//! alive. It also names the worker that owns the peer: it is drawn again until the keyed hash [`IndexKey::owner`]
+//! gives that worker. The same hash runs as a classic BPF program on the reuseport group, so it uses only what
+//! classic BPF has: 32-bit add, multiply, exclusive or, shift, modulo. Its key is random at start, so that a peer
+//! cannot choose, from the indices it sees, which worker a stranger's datagrams load.
 
 use std::collections::HashMap;
 

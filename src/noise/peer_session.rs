@@ -310,7 +310,10 @@ impl PeerSession {
     #[inline]
     #[must_use]
     pub fn sending_key(&self, remote_index: u32) -> Option<&Secret> {
-        self.keypairs.current().filter(|keypair| keypair.remote_index == remote_index).map(|keypair| &keypair.send)
+        self.keypairs
+            .current()
+            .filter(|keypair| keypair.remote_index == remote_index)
+            .map(|keypair| &keypair.send)
     }
 
     /// After a run of transport messages was handed to the socket, once for the run: `bytes` is the sum of the outer
@@ -330,7 +333,8 @@ impl PeerSession {
         }
     }
 
-    /// Keeps a packet until a keypair is ready and asks for one. Returns the oldest of a full queue, which is dropped.
+    /// Keeps a packet until a keypair is ready and asks for one. Returns the oldest of a full queue, which is
+    /// dropped.
     pub fn stage(&mut self, packet: Box<[u8]>, now: Time) -> Option<Box<[u8]>> {
         let dropped = if self.staged.len() >= MAX_STAGED { self.staged.pop_front() } else { None };
         self.staged.push_back(packet);
@@ -411,7 +415,8 @@ impl PeerSession {
     }
 
     /// After at least one message of a run from `endpoint` was accepted, once for the run: `bytes` is the sum of the
-    /// accepted outer UDP payloads; `data` is false if all were keepalives. Roams, confirms the keypair, moves timers.
+    /// accepted outer UDP payloads; `data` is false if all were keepalives. Roams, confirms the keypair, moves
+    /// timers.
     #[inline]
     pub fn received(&mut self, name: KeypairRef, endpoint: Endpoint, data: bool, bytes: u64, now: Time) {
         self.stats.rx_bytes += bytes;
@@ -432,9 +437,9 @@ impl PeerSession {
         }
     }
 
-    /// Installs what a handshake has yielded. As initiator the keypair sends at once and `endpoint`, which the response
-    /// authenticates, becomes the peer's. As responder the keypair only opens until it is confirmed, and `endpoint` is
-    /// nothing but where the worker sends the response.
+    /// Installs what a handshake has yielded. As initiator the keypair sends at once and `endpoint`, which the
+    /// response authenticates, becomes the peer's. As responder the keypair only opens until it is confirmed, and
+    /// `endpoint` is nothing but where the worker sends the response.
     pub fn install(&mut self, new: NewKeypair, endpoint: Endpoint, now: Time) {
         let role = new.role;
         let released = self.keypairs.install(new, now);

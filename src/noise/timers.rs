@@ -51,8 +51,8 @@ impl Limits {
         reject_after_messages: REJECT_AFTER_MESSAGES,
     };
 
-    /// The paper's times, all shortened in the same proportion, so that keys are renewed after `rekey_after_time`. For
-    /// tests of what takes minutes; both sides may differ.
+    /// The paper's times, all shortened in the same proportion, so that keys are renewed after `rekey_after_time`.
+    /// For tests of what takes minutes; both sides may differ.
     #[must_use]
     pub fn shortened(rekey_after_time: Duration) -> Self {
         let paper = Self::PAPER;

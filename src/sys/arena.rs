@@ -1,10 +1,10 @@
 //! Buffers of one size in one anonymous mapping, handed out as guards that return themselves.
 //!
 //! A receive path that must not allocate, leak or share needs three things from its buffers: a bound (the arena's
-//! capacity), an owner at every moment (a [`Slot`], neither `Clone` nor `Copy`), and a way back that no early return can
-//! forget (`Drop`). Freed slots are reused last-in-first-out, so a worker that needs few touches few: the working set stays in
-//! the processor's cache, and pages that were never needed are never resident. The mapping is left out of core dumps, since
-//! decrypted packets pass through it.
+//! capacity), an owner at every moment (a [`Slot`], neither `Clone` nor `Copy`), and a way back that no early
+//! return can forget (`Drop`). Freed slots are reused last-in-first-out, so a worker that needs few touches few:
+//! the working set stays in the processor's cache, and pages that were never needed are never resident. The
+//! mapping is left out of core dumps, since decrypted packets pass through it.
 //!
 //! A buffer that the kernel may write to is a `Slot` too: whoever started the request keeps it, untouched, until the
 //! completion arrives. So "lent to the kernel" needs no state here.
@@ -19,7 +19,8 @@ use std::rc::Rc;
 /// Every slot begins on a cache line of its own.
 const LINE: usize = 64;
 
-/// An anonymous private mapping: zeroed, page-aligned, readable and writable, absent from core dumps; unmapped on drop.
+/// An anonymous private mapping: zeroed, page-aligned, readable and writable, absent from core dumps; unmapped on
+/// drop.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
@@ -66,7 +67,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of a mapping that this value alone owns; nothing borrows from it any more.
+        // SAFETY: base and length are those of a mapping that this value alone owns; nothing borrows from it any
+        // more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
@@ -92,7 +94,8 @@ impl Arena {
     /// `count` slots of `size` bytes each, all zero, none resident.
     ///
     /// # Errors
-    /// `EINVAL` if `count` or `size` is 0, `ENOMEM` if the product does not fit the address space or mmap(2) refuses it.
+    /// `EINVAL` if `count` or `size` is 0, `ENOMEM` if the product does not fit the address space or mmap(2)
+    /// refuses it.
     pub fn new(count: u16, size: usize) -> io::Result<Self> {
         if count == 0 || size == 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -141,8 +144,8 @@ impl fmt::Debug for Arena {
     }
 }
 
-/// Exclusive use of one buffer of an [`Arena`]; returns itself when dropped, and keeps the memory alive even if the arena's
-/// handle is gone. Bound to the thread that made the arena.
+/// Exclusive use of one buffer of an [`Arena`]; returns itself when dropped, and keeps the memory alive even if
+/// the arena's handle is gone. Bound to the thread that made the arena.
 pub struct Slot {
     memory: Rc<Memory>,
     index: u16,
@@ -169,8 +172,8 @@ impl Deref for Slot {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `size` bytes from here on belong to this slot alone (each index is handed out once until returned, and
-        // slots do not overlap); they are initialised (zeroed by mmap) and live as long as `memory`.
+        // SAFETY: `size` bytes from here on belong to this slot alone (each index is handed out once until
+        // returned, and slots do not overlap); they are initialised (zeroed by mmap) and live as long as `memory`.
         unsafe { std::slice::from_raw_parts(self.address(), self.memory.size) }
     }
 }

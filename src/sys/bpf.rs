@@ -89,8 +89,8 @@ struct TestRun {
     duration: u32,
 }
 
-/// Calls bpf(2). `attr` must be one of the structures above and hold what `command` wants; fields after its end count as
-/// zero.
+/// Calls bpf(2). `attr` must be one of the structures above and hold what `command` wants; fields after its end
+/// count as zero.
 ///
 /// # Safety
 /// Every address in `attr` must be valid for what `command` does with it.
@@ -168,7 +168,8 @@ impl PrefixMap {
         }
     }
 
-    /// `struct bpf_lpm_trie_key`: length in the machine's order, address in the network's. An IPv4 key is its first 8 bytes.
+    /// `struct bpf_lpm_trie_key`: length in the machine's order, address in the network's. An IPv4 key is its
+    /// first 8 bytes.
     fn key(&self, prefix: Prefix) -> io::Result<[u8; 20]> {
         let mut key = [0; 20];
         key[..4].copy_from_slice(&u32::from(prefix.len()).to_ne_bytes());
@@ -235,13 +236,13 @@ impl Program {
             log_size: u32::try_from(log.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
             log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr().expose_provenance() as u64 },
         };
-        // SAFETY: instructions, licence and log are as long as the structure says and outlive the call; the log is ours
-        // to write to.
+        // SAFETY: instructions, licence and log are as long as the structure says and outlive the call; the log is
+        // ours to write to.
         unsafe { bpf_fd(PROG_LOAD, &mut attr) }
     }
 
-    /// Runs the program once on `frame`, an Ethernet frame (at least 14 bytes; the program sees what follows these), and
-    /// returns its result (BPF_PROG_TEST_RUN).
+    /// Runs the program once on `frame`, an Ethernet frame (at least 14 bytes; the program sees what follows
+    /// these), and returns its result (BPF_PROG_TEST_RUN).
     ///
     /// # Errors
     /// EPERM without permission; EINVAL for a frame too short.

@@ -1,5 +1,5 @@
-//! A doorbell between threads (eventfd(2)): the sender puts its message into a channel, then rings; the sleeper watches
-//! the descriptor through its ring.
+//! A doorbell between threads (eventfd(2)): the sender puts its message into a channel, then rings; the sleeper
+//! watches the descriptor through its ring.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

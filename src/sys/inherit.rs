@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
-/// Takes ownership of an inherited descriptor and marks it close-on-exec. Call it once per descriptor, before the program
-/// opens files of its own.
+/// Takes ownership of an inherited descriptor and marks it close-on-exec. Call it once per descriptor, before the
+/// program opens files of its own.
 ///
 /// # Errors
 /// EBADF if nothing is open there, EINVAL for the three standard streams.
@@ -17,8 +17,8 @@ pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call above proved that `fd` is open. It came from the parent process, which named it for us alone: no
-    // other value of this program owns it.
+    // SAFETY: the call above proved that `fd` is open. It came from the parent process, which named it for us
+    // alone: no other value of this program owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

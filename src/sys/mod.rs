@@ -1,15 +1,15 @@
-//! The system calls that no safe crate offers. Together with `dataplane::io::ring` and the kernels of `crypto` the only
-//! place with `unsafe`; everything public here is safe to call.
+//! The system calls that no safe crate offers. Together with `dataplane::io::ring` and the kernels of `crypto` the
+//! only place with `unsafe`; everything public here is safe to call.
 #![allow(unsafe_code)]
 
 use std::io;
 
 pub mod arena;
-pub mod poll;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
 pub mod netns;
+pub mod poll;
 pub mod process;
 pub mod socket;
 #[cfg(test)]

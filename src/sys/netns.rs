@@ -46,8 +46,8 @@ impl Namespace {
         check(unsafe { libc::setns(self.0.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
     }
 
-    /// Runs `job` on a short-lived thread inside this namespace, so that the caller's own never changes, not even when
-    /// something fails half-way.
+    /// Runs `job` on a short-lived thread inside this namespace, so that the caller's own never changes, not even
+    /// when something fails half-way.
     ///
     /// # Errors
     /// Those of [`Namespace::enter`], of making a thread, and of `job`.

@@ -9,8 +9,8 @@ use arrayvec::ArrayVec;
 /// Most descriptors that [`readable`] waits for.
 pub const MAX_FDS: usize = 8;
 
-/// Waits until one of `fds` (at most [`MAX_FDS`]; more are not looked at) is readable or has failed, or until `timeout` has
-/// passed. A signal ends the wait early.
+/// Waits until one of `fds` (at most [`MAX_FDS`]; more are not looked at) is readable or has failed, or until
+/// `timeout` has passed. A signal ends the wait early.
 ///
 /// # Errors
 /// Those of poll(2), but not EINTR.
@@ -21,12 +21,12 @@ pub fn readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<()> {
         .map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
         .collect();
     let millis = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int;
-    // SAFETY: `polled` is an array of that many pollfds, ours alone for the call; the descriptors are borrowed, so open.
+    // SAFETY: `polled` is an array of that many pollfds, ours alone for the call; the descriptors are borrowed, so
+    // open.
     let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
     match ready {
-        -1 => Err(io::Error::last_os_error()).or_else(|error| {
-            if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
-        }),
+        -1 => Err(io::Error::last_os_error())
+            .or_else(|error| if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }),
         _ => Ok(()),
     }
 }

@@ -19,8 +19,9 @@ pub struct Daemon {
 }
 
 /// Forks; only the child returns. The parent waits for the child's verdict and exits: with 0 after
-/// [`Daemon::ready`], else with 1, after printing the text of [`Daemon::fail`] or that the child ended. The child leads a
-/// session of its own, without a terminal; its streams stay until it is ready, so that early messages are seen.
+/// [`Daemon::ready`], else with 1, after printing the text of [`Daemon::fail`] or that the child ended. The child
+/// leads a session of its own, without a terminal; its streams stay until it is ready, so that early messages are
+/// seen.
 ///
 /// # Errors
 /// EBUSY if the process has other threads (they would not exist in the child, but their locks would); those of
@@ -71,9 +72,9 @@ fn report(reader: impl Read, stderr: &mut dyn Write) -> i32 {
 }
 
 impl Daemon {
-    /// Tells the waiting parent that all is up, after leaving the start directory and the standard streams (they become
-    /// /dev/null). Standard error stays if it is a regular file: somebody asked for a log; a kept pipe would make
-    /// `$(ringway wg0)` wait for ever.
+    /// Tells the waiting parent that all is up, after leaving the start directory and the standard streams (they
+    /// become /dev/null). Standard error stays if it is a regular file: somebody asked for a log; a kept pipe
+    /// would make `$(ringway wg0)` wait for ever.
     ///
     /// # Errors
     /// Those of chdir(2), open(2), dup2(2); the parent then learns that start failed.
@@ -126,8 +127,8 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Raises the limit of locked memory (RLIMIT_MEMLOCK, getrlimit(2)) to at least `bytes`, or to the hard limit where the
-/// kernel permits no more. Never lowers it. Returns the limit now in force, in bytes (`u64::MAX`: none).
+/// Raises the limit of locked memory (RLIMIT_MEMLOCK, getrlimit(2)) to at least `bytes`, or to the hard limit
+/// where the kernel permits no more. Never lowers it. Returns the limit now in force, in bytes (`u64::MAX`: none).
 ///
 /// # Errors
 /// Those of getrlimit(2); a refusal to raise is no error but a small answer.

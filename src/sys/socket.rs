@@ -1,5 +1,5 @@
-//! UDP datagrams with what travels beside them: the local address (sticky source), the outer TOS byte, and the segment
-//! size of a run (UDP_SEGMENT, UDP_GRO); and the socket options for these.
+//! UDP datagrams with what travels beside them: the local address (sticky source), the outer TOS byte, and the
+//! segment size of a run (UDP_SEGMENT, UDP_GRO); and the socket options for these.
 //!
 //! Control messages are laid out and read by plain code over bytes, in the kernel's layout (`struct cmsghdr`,
 //! cmsg(3)): a length, a level and a type, then data, each message aligned to a word.
@@ -172,12 +172,12 @@ impl Address {
     }
 }
 
-/// Sends `payload` with one sendmsg(2), without waiting and without allocating. With `segment` it is a run of datagrams
-/// of that length, the last possibly shorter (UDP_SEGMENT). `tos` 0 is the socket's default.
+/// Sends `payload` with one sendmsg(2), without waiting and without allocating. With `segment` it is a run of
+/// datagrams of that length, the last possibly shorter (UDP_SEGMENT). `tos` 0 is the socket's default.
 ///
 /// # Errors
-/// WouldBlock when the send buffer is full; EINVAL if the source is of another family than the remote, or (IPv6) gone;
-/// EIO if the device cannot do UDP_SEGMENT; EMSGSIZE; ENETUNREACH and the other errors of udp(7).
+/// WouldBlock when the send buffer is full; EINVAL if the source is of another family than the remote, or (IPv6)
+/// gone; EIO if the device cannot do UDP_SEGMENT; EMSGSIZE; ENETUNREACH and the other errors of udp(7).
 pub fn send(
     fd: &impl AsFd,
     payload: &[u8],
@@ -202,8 +202,8 @@ pub fn send(
     let (mut address, address_len) = Address::new(remote);
     let mut part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     let message = message(&mut address, address_len, &mut part, control.bytes.as_mut_ptr(), control.len);
-    // SAFETY: `message` points to `address`, `part`, `payload` and `control`, which live until after the call and have
-    // the lengths given; sendmsg only reads them.
+    // SAFETY: `message` points to `address`, `part`, `payload` and `control`, which live until after the call and
+    // have the lengths given; sendmsg only reads them.
     let sent = unsafe {
         libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
@@ -221,8 +221,8 @@ pub fn recv(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let address_len = size_of::<Address>() as libc::socklen_t;
     let mut message = message(&mut address, address_len, &mut part, control.bytes.as_mut_ptr(), CONTROL_LEN);
-    // SAFETY: `message` points to `address`, `part`, `buffer` and `control`, all exclusively ours, alive until after the
-    // call and of the lengths given.
+    // SAFETY: `message` points to `address`, `part`, `buffer` and `control`, all exclusively ours, alive until
+    // after the call and of the lengths given.
     let received = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let len = check_len(received)?;
     let Control { source, tos, segment } =
@@ -250,8 +250,8 @@ fn message(
     message
 }
 
-/// Reads the control bytes of a received message, from the first on. What is unknown is skipped; what is cut short ends
-/// the walk.
+/// Reads the control bytes of a received message, from the first on. What is unknown is skipped; what is cut short
+/// ends the walk.
 #[must_use]
 pub fn parse_control(mut bytes: &[u8]) -> Control {
     let mut control = Control::default();
@@ -351,8 +351,8 @@ pub fn set_gro(fd: &impl AsFd) -> io::Result<()> {
     set(fd, libc::SOL_UDP, libc::UDP_GRO, &1)
 }
 
-/// Sends with the device's MTU, whatever ICMP says about the path (`IP_PMTUDISC_INTERFACE`): else one forged ICMP message
-/// turns UDP_SEGMENT off for a path.
+/// Sends with the device's MTU, whatever ICMP says about the path (`IP_PMTUDISC_INTERFACE`): else one forged ICMP
+/// message turns UDP_SEGMENT off for a path.
 ///
 /// # Errors
 /// EINVAL if `domain` is not the socket's.
@@ -386,9 +386,9 @@ pub fn set_v6_only(fd: &impl AsFd) -> io::Result<()> {
     set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &1)
 }
 
-/// Sets the program that chooses a socket of the reuseport group (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)). It sees the UDP
-/// payload from offset 0; its result is the place in the order of binding; out of range means the kernel's own hash.
-/// Needs no privilege and replaces an earlier program.
+/// Sets the program that chooses a socket of the reuseport group (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)). It sees
+/// the UDP payload from offset 0; its result is the place in the order of binding; out of range means the kernel's
+/// own hash. Needs no privilege and replaces an earlier program.
 ///
 /// # Errors
 /// EINVAL if the kernel refuses the program, or the socket is in no group.

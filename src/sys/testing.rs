@@ -32,8 +32,8 @@ pub(crate) fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}: {status}");
 }
 
-/// Tries until `attempt` yields something. What a test closes may live on for a moment: a child that another test just
-/// forked holds copies of every descriptor until its exec.
+/// Tries until `attempt` yields something. What a test closes may live on for a moment: a child that another test
+/// just forked holds copies of every descriptor until its exec.
 pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     for _ in 0..200 {
         if let Some(found) = attempt() {

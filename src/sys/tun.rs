@@ -93,7 +93,8 @@ pub fn set_vnet_header_len(queue: &impl AsFd) -> io::Result<()> {
     check(unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) }).map(drop)
 }
 
-/// Tells which packets the reader can take (TUNSETOFFLOAD; `libc::TUN_F_*`). A property of the device, not of the queue.
+/// Tells which packets the reader can take (TUNSETOFFLOAD; `libc::TUN_F_*`). A property of the device, not of the
+/// queue.
 ///
 /// # Errors
 /// EINVAL if the kernel does not know one of them (USO: before 6.2), or one lacks what it needs (CSUM).
@@ -105,8 +106,8 @@ pub fn set_offload(queue: &impl AsFd, features: u32) -> io::Result<()> {
     .map(drop)
 }
 
-/// Sets the eBPF program that names the queue of each packet to the reader (TUNSETSTEERINGEBPF, result modulo the number
-/// of queues), or takes it away. A property of the device.
+/// Sets the eBPF program that names the queue of each packet to the reader (TUNSETSTEERINGEBPF, result modulo the
+/// number of queues), or takes it away. A property of the device.
 ///
 /// # Errors
 /// EINVAL if the program is no socket filter.
@@ -151,8 +152,8 @@ pub fn namespace(queue: &impl AsFd) -> io::Result<Namespace> {
 /// The link of the queue's device, wherever it has been moved.
 ///
 /// # Errors
-/// EBADFD if the device is gone; EPERM if it is in a namespace that we may not enter; ENODEV if it is renamed or moved
-/// in this very moment.
+/// EBADFD if the device is gone; EPERM if it is in a namespace that we may not enter; ENODEV if it is renamed or
+/// moved in this very moment.
 pub fn link(queue: &impl AsFd) -> io::Result<Link> {
     let name = info(queue)?.name;
     let here = Namespace::current()?.identity()?;
@@ -197,11 +198,12 @@ pub fn link_by_name(name: &str) -> io::Result<Link> {
 /// Writes one packet (virtio-net header first, where the queue has one) without waiting. The kernel takes it whole.
 ///
 /// # Errors
-/// WouldBlock when the queue is full; EIO while the link is down; EBADFD when the device is gone; EINVAL for a header or
-/// packet that it does not accept.
+/// WouldBlock when the queue is full; EIO while the link is down; EBADFD when the device is gone; EINVAL for a
+/// header or packet that it does not accept.
 pub fn write(queue: &impl AsFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let count = libc::c_int::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: `IoSlice` has the layout of iovec on Unix (std guarantees it), and each part is readable for its length.
+    // SAFETY: `IoSlice` has the layout of iovec on Unix (std guarantees it), and each part is readable for its
+    // length.
     check_len(unsafe { libc::writev(queue.as_fd().as_raw_fd(), parts.as_ptr().cast(), count) })
 }
 

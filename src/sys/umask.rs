@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 /// One change at a time: two at once would put back each other's mask.
 static CHANGING: Mutex<()> = Mutex::new(());
 
-/// Runs `body` while the mask is `mask` (umask(2)) and puts the old mask back. The mask belongs to the whole process: a
-/// file that another thread makes meanwhile gets it too, so keep it strict and the body short.
+/// Runs `body` while the mask is `mask` (umask(2)) and puts the old mask back. The mask belongs to the whole
+/// process: a file that another thread makes meanwhile gets it too, so keep it strict and the body short.
 pub fn with_umask<T>(mask: libc::mode_t, body: impl FnOnce() -> T) -> T {
     /// Puts the old mask back, also when the body unwinds.
     struct Restore(libc::mode_t);

@@ -2,10 +2,10 @@
 //! (RFC 9293 section 3.1, RFC 8200 section 8.1).
 //!
 //! A sum is kept unfolded in 64 bits and in the byte order of the machine: the ones' complement sum does not
-//! depend on the byte order as long as the result is stored as it was read (RFC 1071 section 2(B)). The inner loops add 64-bit
-//! words into four 128-bit accumulators, an addition with carry each, which processors do several of at once: on
-//! baseline x86-64 that took two thirds of the time of what the compiler makes of vectors (1376 bytes copied and summed: 96 ns
-//! against 145, of which copying alone is 55).
+//! depend on the byte order as long as the result is stored as it was read (RFC 1071 section 2(B)). The inner
+//! loops add 64-bit words into four 128-bit accumulators, an addition with carry each, which processors do several
+//! of at once: on baseline x86-64 that took two thirds of the time of what the compiler makes of vectors (1376
+//! bytes copied and summed: 96 ns against 145, of which copying alone is 55).
 
 use std::net::IpAddr;
 

@@ -1,5 +1,6 @@
-//! House rules that no compiler checks: the import table of docs/architecture.md, where `unsafe` may stand, how long a
-//! file, a function and a line may be, that docs/metrics.md names every metric and drop reason, that no file is dead.
+//! House rules that no compiler checks: the import table of docs/architecture.md, where `unsafe` may stand, how
+//! long a file, a function and a line may be, that docs/metrics.md names every metric and drop reason, that no
+//! file is dead.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the project shall fail")]
 
@@ -97,7 +98,8 @@ fn sources() -> Vec<Source> {
     project_files().into_iter().filter(|path| path.ends_with(".rs")).map(read).collect()
 }
 
-/// The path of the module that a file under src is: `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`, `lib.rs` is the root.
+/// The path of the module that a file under src is: `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`, `lib.rs` is the
+/// root.
 fn module_of(path: &str) -> Option<Vec<String>> {
     let inner = path.strip_prefix("src/")?.strip_suffix(".rs")?;
     let inner = inner.strip_suffix("/mod").unwrap_or(inner);
@@ -217,7 +219,8 @@ fn unsafe_stands_where_it_may_and_says_why() {
                     findings.push(format!("{}:{line}: no unsafe here", source.path));
                 }
             }
-            // A type such as `unsafe extern "C" fn(…)` or an attribute such as `unsafe(no_mangle)` does nothing itself.
+            // A type such as `unsafe extern "C" fn(…)` or an attribute such as `unsafe(no_mangle)` does nothing
+            // itself.
             let wants = after.starts_with('{') || after.starts_with("impl") || after.starts_with("fn ");
             if wants && !has_safety_comment(&lines, line) {
                 findings.push(format!("{}:{line}: no SAFETY comment", source.path));

@@ -19,13 +19,15 @@ const PEER_BYTES: usize = 512;
 /// Most bytes of one `allowed_ip` line.
 const PREFIX_BYTES: usize = 56;
 
-/// Appends `errno=N` and the empty line that ends an answer. Errors are negative, as wireguard-go writes and `wg` reads them.
+/// Appends `errno=N` and the empty line that ends an answer. Errors are negative, as wireguard-go writes and
+/// `wg` reads them.
 pub fn finish(out: &mut String, result: Result<(), Errno>) {
     let number = result.map_or_else(|errno| -errno.number(), |()| 0);
     put(out, format_args!("errno={number}\n\n"));
 }
 
-/// The answer to `get=1` without its end. It holds keys: its room is reserved at once, so that growing leaves no copy behind.
+/// The answer to `get=1` without its end. It holds keys: its room is reserved at once, so that growing leaves no
+/// copy behind.
 #[must_use]
 pub fn get(device: &Device, stats: &[PeerStats]) -> Zeroizing<String> {
     let peers = device.peers();

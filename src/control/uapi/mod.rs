@@ -1,5 +1,5 @@
-//! The cross-platform WireGuard UAPI (<https://www.wireguard.com/xplatform/>): requests of `key=value` lines that end with
-//! an empty line, answers that end with `errno=N` and an empty line.
+//! The cross-platform WireGuard UAPI (<https://www.wireguard.com/xplatform/>): requests of `key=value` lines that
+//! end with an empty line, answers that end with `errno=N` and an empty line.
 //!
 //! Beside `get=1` and `set=1` there is one operation of our own, `show=json`, for `ringway show`.
 

@@ -1,6 +1,7 @@
 //! Lines to requests. A `set` is read whole before anything of it is applied: an error in its middle changes nothing.
 //!
-//! Strict as wireguard-go is: decimal numbers without a sign, a prefix with its length, `true` where only `true` makes sense.
+//! Strict as wireguard-go is: decimal numbers without a sign, a prefix with its length, `true` where only
+//! `true` makes sense.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 

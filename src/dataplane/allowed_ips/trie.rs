@@ -1,7 +1,8 @@
 //! Longest-prefix match: a path-compressed binary trie (Morrison's PATRICIA, 1968) in one arena.
 //!
-//! Nodes are linked by 32-bit numbers, so that an IPv4 node with its value fills half a cache line, and freed nodes are
-//! used again. A node is there because it holds a value or because two paths part at it: at most two nodes per prefix.
+//! Nodes are linked by 32-bit numbers, so that an IPv4 node with its value fills half a cache line, and freed
+//! nodes are used again. A node is there because it holds a value or because two paths part at it: at most two
+//! nodes per prefix.
 
 use std::hash::Hash;
 

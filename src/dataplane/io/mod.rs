@@ -42,8 +42,8 @@ pub struct Datagrams {
     pub start: usize,
     /// Length of the whole payload.
     pub len: usize,
-    /// Length of each datagram but the last, which may be shorter; equals `len` if there is one. At least 1, also for an empty
-    /// datagram, so that `chunks(segment)` is always allowed.
+    /// Length of each datagram but the last, which may be shorter; equals `len` if there is one. At least 1, also
+    /// for an empty datagram, so that `chunks(segment)` is always allowed.
     pub segment: usize,
     /// The sender.
     pub remote: SocketAddr,
@@ -95,9 +95,10 @@ pub struct IoCounters {
 
 /// Waiting and receiving for one worker; owned by its thread.
 pub trait Io {
-    /// Waits for events and appends them, all that are there, but no longer than `timeout` (`None`: no limit; zero: do not
-    /// sleep). May return early without an event: after a signal, or when what completed concerns only the `Io` itself.
-    /// Slots dropped since the last call are given back to the kernel here, so drop events before waiting again.
+    /// Waits for events and appends them, all that are there, but no longer than `timeout` (`None`: no limit;
+    /// zero: do not sleep). May return early without an event: after a signal, or when what completed concerns
+    /// only the `Io` itself. Slots dropped since the last call are given back to the kernel here, so drop events
+    /// before waiting again.
     ///
     /// # Errors
     /// Only what no retry can mend.
@@ -109,8 +110,9 @@ pub trait Io {
     /// Stops or resumes reading the TUN queue. A packet that was read already still arrives.
     fn read_tun(&mut self, on: bool);
 
-    /// Replaces the UDP socket of a family; `None` leaves the family without one. What the old socket received before still
-    /// arrives. The new one is read, and the old one's duplicate closed, in one of the next calls of [`Io::wait`].
+    /// Replaces the UDP socket of a family; `None` leaves the family without one. What the old socket received
+    /// before still arrives. The new one is read, and the old one's duplicate closed, in one of the next calls of
+    /// [`Io::wait`].
     ///
     /// # Errors
     /// What duplicating the descriptor or preparing buffers gives; the old socket then stays in use.

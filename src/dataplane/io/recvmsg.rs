@@ -10,8 +10,8 @@ use crate::types::Source;
 /// Bytes for the sender's address: `struct sockaddr_in6` has 28; four more keep what follows aligned.
 pub const NAME_LEN: usize = 32;
 
-/// Bytes for control messages. IPv6 needs 88 (`IPV6_PKTINFO` 40, `IPV6_TCLASS` 24, `UDP_GRO` 24), IPv4 80; the rest is room
-/// for two more integers.
+/// Bytes for control messages. IPv6 needs 88 (`IPV6_PKTINFO` 40, `IPV6_TCLASS` 24, `UDP_GRO` 24), IPv4 80; the
+/// rest is room for two more integers.
 pub const CONTROL_LEN: usize = 144;
 
 /// `SOL_UDP` and `UDP_GRO` of linux/udp.h.
@@ -86,8 +86,8 @@ fn apply(control: &mut Control, level: i32, kind: i32, data: &[u8]) {
     }
 }
 
-/// `struct in_pktinfo`: interface, local address of the route back (`ipi_spec_dst`), destination in the header. The second is
-/// the one to send from: it differs from the third for a broadcast.
+/// `struct in_pktinfo`: interface, local address of the route back (`ipi_spec_dst`), destination in the header.
+/// The second is the one to send from: it differs from the third for a broadcast.
 fn ipv4_source(data: &[u8]) -> Option<Source> {
     let ifindex = u32::from_ne_bytes(array(data, 0)?);
     Some(Source { addr: IpAddr::from(array::<4>(data, 4)?), ifindex })

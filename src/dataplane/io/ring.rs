@@ -1,19 +1,21 @@
 //! Waiting and receiving with io_uring.
 //!
 //! One turn of [`Ring::wait`]:
-//! 1. slots that came back since the last turn go to the kernel (one ring of provided buffers per descriptor, so that a
-//!    flood on one starves no other);
+//! 1. slots that came back since the last turn go to the kernel (one ring of provided buffers per descriptor, so
+//!    that a flood on one starves no other);
 //! 2. requests that ended are armed again, unwanted ones cancelled;
 //! 3. one `io_uring_enter` submits all that and waits, with the timeout as its argument;
 //! 4. every completion becomes an event, or ends a request.
 //!
-//! Each UDP socket has one multishot receive in flight; the TUN queue has one multishot read (Linux 6.7), or else one single
-//! read. Never several plain reads: each packet would wake them all, and they reorder. A request is in flight at most once and
-//! its successor starts only after its last completion, so a late completion of a cancelled one cannot be mistaken.
+//! Each UDP socket has one multishot receive in flight; the TUN queue has one multishot read (Linux 6.7), or else
+//! one single read. Never several plain reads: each packet would wake them all, and they reorder. A request is in
+//! flight at most once and its successor starts only after its last completion, so a late completion of a
+//! cancelled one cannot be mistaken.
 //!
-//! A buffer in the kernel's hands is a [`Slot`](crate::sys::arena::Slot) in a table of this module; the completion that names it takes it out. On drop
-//! everything is cancelled and awaited, since the kernel would otherwise keep the UDP port and the TUN queue for a moment
-//! after the process is gone; if that fails, the buffers are leaked rather than reused under the kernel's pen.
+//! A buffer in the kernel's hands is a [`Slot`](crate::sys::arena::Slot) in a table of this module; the completion
+//! that names it takes it out. On drop everything is cancelled and awaited, since the kernel would otherwise keep
+//! the UDP port and the TUN queue for a moment after the process is gone; if that fails, the buffers are leaked
+//! rather than reused under the kernel's pen.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -62,8 +64,8 @@ pub struct RingFds<'fd> {
 /// Sizes and choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingOptions {
-    /// Receive slots of each UDP socket; a power of two. How many of them the kernel has at a time follows the traffic, so more
-    /// cost address space only; 16 cost no more per datagram than 256.
+    /// Receive slots of each UDP socket; a power of two. How many of them the kernel has at a time follows the
+    /// traffic, so more cost address space only; 16 cost no more per datagram than 256.
     pub receive_slots: u16,
     /// Read slots of the TUN queue; a power of two.
     pub tun_slots: u16,
@@ -77,7 +79,8 @@ impl Default for RingOptions {
     }
 }
 
-/// What a completion belongs to; travels through the kernel as `user_data`: kind in the high byte, lane in the low one.
+/// What a completion belongs to; travels through the kernel as `user_data`: kind in the high byte, lane in the low
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Wake,
@@ -408,7 +411,7 @@ fn supports_read_multishot(uring: &IoUring) -> Result<bool, RingError> {
 
 /// Puts an entry into the submission queue; false if it is full (the caller tries again in the next turn).
 fn push(queue: &mut SubmissionQueue<'_>, entry: squeue::Entry, token: Token) -> bool {
-    // SAFETY: whatever an entry of this module points to (message header, buffer ring, slots, wake count) is owned by the
-    // `State` and freed only after the request's last completion; `Drop` leaks it if that does not come.
+    // SAFETY: whatever an entry of this module points to (message header, buffer ring, slots, wake count) is owned
+    // by the `State` and freed only after the request's last completion; `Drop` leaks it if that does not come.
     unsafe { queue.push(&entry.user_data(token.encode())) }.is_ok()
 }

@@ -1,12 +1,13 @@
 //! Coalescing: runs of decrypted packets of one flow become one super-packet for the TUN queue, by the rules of the
 //! kernel's GRO (`inet_gro_receive`, `tcp_gro_receive`, `udp_gro_receive`).
 //!
-//! 1. [`Coalescer::push`] looks at each decrypted packet once and notes where its payload lies; bytes stay where they are.
+//! 1. [`Coalescer::push`] looks at each decrypted packet once and notes where its payload lies; bytes stay where
+//!    they are.
 //! 2. [`Coalescer::drain`] yields, in the order of first arrival, a virtio-net header (with the merged packet's
 //!    headers behind it) and the places that follow it in one `writev`.
 //!
-//! **Order.** Packets of one flow never overtake each other: a flow has at most one open super-packet, always its latest
-//! group, and a packet that may not be merged into it closes it and stands behind it. Packets whose ports
+//! **Order.** Packets of one flow never overtake each other: a flow has at most one open super-packet, always its
+//! latest group, and a packet that may not be merged into it closes it and stands behind it. Packets whose ports
 //! cannot be read (fragments, IP options, extension headers) close everything between their two addresses. Flows may
 //! pass each other, as in any GRO.
 //!
@@ -210,8 +211,8 @@ impl Coalescer {
         self.parts.is_empty()
     }
 
-    /// Adds a decrypted packet: its bytes, and where they lie. The bytes there must not change until the drain. What lies
-    /// behind the IP packet's own length is left out; bytes that are no IP packet go alone, as they are.
+    /// Adds a decrypted packet: its bytes, and where they lie. The bytes there must not change until the drain.
+    /// What lies behind the IP packet's own length is left out; bytes that are no IP packet go alone, as they are.
     ///
     /// # Errors
     /// [`Full`]: nothing was added.
@@ -246,8 +247,8 @@ impl Coalescer {
     }
 
     /// Yields every write in the order of first arrivals, then the batch is empty. The first argument is
-    /// the virtio-net header, for a super-packet followed by its IP and transport headers; the second what follows in the
-    /// same write: one whole packet, or up to [`MAX_PARTS`] payloads.
+    /// the virtio-net header, for a super-packet followed by its IP and transport headers; the second what follows
+    /// in the same write: one whole packet, or up to [`MAX_PARTS`] payloads.
     pub fn drain(&mut self, mut write: impl FnMut(&[u8], &[Place])) {
         let mut places = ArrayVec::<Place, MAX_PARTS>::new();
         for group in &self.groups {
@@ -441,8 +442,8 @@ impl Merged {
         }
     }
 
-    /// Writes the virtio-net header, all lengths, PSH, the IPv4 header checksum, and the sum of the pseudo-header where
-    /// the kernel completes it.
+    /// Writes the virtio-net header, all lengths, PSH, the IPv4 header checksum, and the sum of the pseudo-header
+    /// where the kernel completes it.
     fn finish(&mut self) -> Option<()> {
         let tcp = self.key.protocol == ip::TCP;
         let (field, gso_type) = match (tcp, self.key.src) {
@@ -497,7 +498,8 @@ fn classify(config: Config, ip: &ip::Header, packet: &[u8]) -> Class {
     }
 }
 
-/// IPv6 extension headers (RFC 7045, section 4), behind which ports may be hidden. ESP is none: it hides them for ever.
+/// IPv6 extension headers (RFC 7045, section 4), behind which ports may be hidden. ESP is none: it hides them for
+/// ever.
 fn is_extension(ip: &ip::Header) -> bool {
     ip.version() == ip::Version::V6 && matches!(ip.protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }

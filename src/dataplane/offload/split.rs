@@ -318,8 +318,8 @@ impl SuperPacket<'_> {
     }
 
     /// Writes packets `first`, `first + 1`, … into `out`, back to back as outer datagrams: 16 bytes left for the
-    /// transport header, the packet, zeros up to its padded length (see [`padded_len`] for `mtu`), 16 bytes left for the tag.
-    /// Stops after `max` packets, after the last, or when the next does not fit.
+    /// transport header, the packet, zeros up to its padded length (see [`padded_len`] for `mtu`), 16 bytes left
+    /// for the tag. Stops after `max` packets, after the last, or when the next does not fit.
     #[must_use]
     pub fn write_run(&self, first: usize, max: usize, mtu: usize, out: &mut [u8]) -> Run {
         let mut run = Run::default();

@@ -130,8 +130,8 @@ fn a_different_psk_is_found_out() {
     assert_eq!(ours.consume_response(&response, ENDPOINT, at(1)).err(), Some(HandshakeError::BadResponse));
 }
 
-/// The same keys and ephemerals on both sides of both implementations: every byte before the macs is equal, and equal to
-/// what is written down here.
+/// The same keys and ephemerals on both sides of both implementations: every byte before the macs is equal, and
+/// equal to what is written down here.
 #[test]
 fn transcripts_are_equal_byte_for_byte() {
     // Ours is the initiator with OUR_EPHEMERAL, snow the responder with THEIR_EPHEMERAL, and a second snow stands

@@ -1,10 +1,11 @@
 //! A ring of provided buffers: the slots that the kernel may receive into.
 //!
-//! The kernel uses lent slots first-in-first-out, so lending all of them would walk through all their memory even where a few
-//! would do: receiving full runs into 16 slots in turn costs half as much again per datagram as into 4 that stay in the cache
-//! (measured). Small datagrams touch little of a slot, and there each further slot saves system calls. So the depth (how
-//! many are lent) follows the traffic: it doubles when a turn ran out of slots, and halves when a turn brought more bytes than
-//! the cache should hold. The arena's last-in-first-out order does the rest.
+//! The kernel uses lent slots first-in-first-out, so lending all of them would walk through all their memory even
+//! where a few would do: receiving full runs into 16 slots in turn costs half as much again per datagram as into 4
+//! that stay in the cache (measured). Small datagrams touch little of a slot, and there each further slot saves
+//! system calls. So the depth (how many are lent) follows the traffic: it doubles when a turn ran out of slots,
+//! and halves when a turn brought more bytes than the cache should hold. The arena's last-in-first-out order does
+//! the rest.
 
 use std::io;
 use std::ptr::NonNull;
@@ -68,8 +69,8 @@ impl Buffers {
         let arena = Arena::new(slots, SLOT_SIZE)?;
         let entries = Mapping::new(usize::from(slots) * size_of::<BufRingEntry>())?;
         let address = entries.base().as_ptr() as u64;
-        // SAFETY: the mapping is page-aligned, zeroed and large enough for `slots` entries; the kernel pins its pages, and it
-        // is unmapped only after the group was unregistered or the ring closed.
+        // SAFETY: the mapping is page-aligned, zeroed and large enough for `slots` entries; the kernel pins its
+        // pages, and it is unmapped only after the group was unregistered or the ring closed.
         unsafe { uring.submitter().register_buf_ring_with_flags(address, slots, group, 0) }?;
         let lent = (0..slots).map(|_| None).collect();
         Ok(Self {
@@ -112,8 +113,8 @@ impl Buffers {
         }
         if self.tail != before {
             let base: NonNull<BufRingEntry> = self.entries.base().cast();
-            // SAFETY: the tail lies in the first entry, inside the mapping and 2-aligned; the kernel reads it only, and on this
-            // side only this thread writes it. Release: the entries become visible before it.
+            // SAFETY: the tail lies in the first entry, inside the mapping and 2-aligned; the kernel reads it
+            // only, and on this side only this thread writes it. Release: the entries become visible before it.
             let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(base.as_ptr()).cast_mut()) };
             tail.store(self.tail, Ordering::Release);
         }
@@ -121,8 +122,8 @@ impl Buffers {
 
     fn entry(&mut self, position: u16, slot: &Slot) {
         let base: NonNull<BufRingEntry> = self.entries.base().cast();
-        // SAFETY: `position` is at most `mask`, so the entry lies inside the mapping; the kernel reads it only once the tail has
-        // passed it. The setters leave the tail, which shares the first entry, alone.
+        // SAFETY: `position` is at most `mask`, so the entry lies inside the mapping; the kernel reads it only
+        // once the tail has passed it. The setters leave the tail, which shares the first entry, alone.
         let entry = unsafe { base.add(usize::from(position)).as_mut() };
         entry.set_addr(slot.address() as u64);
         entry.set_len(SLOT_SIZE as u32);

@@ -53,8 +53,8 @@ impl Flight {
         }
     }
 
-    /// A cancellation was answered. ENOENT and EALREADY: the request was just between two steps; unless its last completion
-    /// comes by itself, the next turn asks again.
+    /// A cancellation was answered. ENOENT and EALREADY: the request was just between two steps; unless its last
+    /// completion comes by itself, the next turn asks again.
     pub(super) fn cancel_answered(&mut self, result: i32) {
         if result < 0 && *self == Self::Cancelling {
             *self = Self::Up;

@@ -578,7 +578,8 @@ fn thread_time() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Prints nanoseconds of this thread per datagram, by the ring and by plain recvmsg(2) without GRO, for `runs` sends of
+/// Prints nanoseconds of this thread per datagram, by the ring and by plain recvmsg(2) without GRO, for
+/// `runs` sends of
 /// `datagrams` datagrams of `size` bytes before each reception.
 fn cost_of_receiving(size: usize, datagrams: usize, runs: usize) {
     const ROUNDS: u64 = 300;

@@ -323,8 +323,8 @@ proptest! {
         }
     }
 
-    /// Flows of all kinds, interleaved at random and spoiled here and there: cut again, each flow's packets are the same
-    /// ones in the same order.
+    /// Flows of all kinds, interleaved at random and spoiled here and there: cut again, each flow's packets are
+    /// the same ones in the same order.
     #[test]
     fn order_and_bytes_of_every_flow_are_kept(
         steps in proptest::collection::vec((0u16..6, 0u8..24, any::<u8>()), 1..300),
