@@ -228,6 +228,7 @@ impl<I: Io> Worker<I> {
         self.serve_due();
         self.unstall();
         self.outbound.flush(&mut self.core);
+        self.arm_waiting();
         self.core.send_backlog();
         waited
     }
@@ -266,12 +267,7 @@ impl<I: Io> Worker<I> {
                 self.inbound.datagrams(&mut self.core, received);
             }
             Event::Wake => {}
-            Event::Writable(Target::Udp(family)) => {
-                self.outbound.writable(&mut self.core, family);
-                if self.outbound.is_waiting(family) {
-                    self.io.arm_writable(Target::Udp(family));
-                }
-            }
+            Event::Writable(Target::Udp(family)) => self.outbound.writable(&mut self.core, family),
             Event::Writable(Target::Tun) => {}
             Event::Failed(Target::Tun, libc::EBADFD) => self.core.device_gone = true,
             Event::Failed(..) => {}
@@ -288,7 +284,6 @@ impl<I: Io> Worker<I> {
             }
             self.stalled.push_back(read);
         }
-        self.arm_waiting();
     }
 
     /// Steps 2 to 4 of the outbound way.
@@ -316,6 +311,7 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    /// Every run that waits for a socket needs somebody to wake it.
     fn arm_waiting(&mut self) {
         for family in [Family::V4, Family::V6] {
             if self.outbound.is_waiting(family) {
@@ -336,7 +332,6 @@ impl<I: Io> Worker<I> {
                 self.io.read_tun(true);
             }
         }
-        self.arm_waiting();
     }
 
     fn messages(&mut self) {
