@@ -40,8 +40,8 @@ pub enum ToHandshake {
     SetPrivateKey(Option<Secret>, Sender<Vec<PeerId>>),
     /// Adds a peer; false if its key is our own.
     AddPeer(PeerId, WorkerId, PublicKey, Option<Secret>, Sender<bool>),
-    /// Sets or clears a preshared key.
-    SetPsk(PeerId, Option<Secret>),
+    /// Sets or clears a preshared key; acknowledged: every keypair made with the old one is on its way by then.
+    SetPsk(PeerId, Option<Secret>, Sender<()>),
     /// Forgets a peer; acknowledged.
     RemovePeer(PeerId, Sender<()>),
     /// Sockets of another listen port.
@@ -349,7 +349,10 @@ impl HandshakeThread {
                 ToHandshake::AddPeer(peer, owner, key, psk, reply) => {
                     let _ = reply.send(handshaker.add_peer(peer, owner, key, psk).is_ok());
                 }
-                ToHandshake::SetPsk(peer, psk) => handshaker.set_psk(peer, psk),
+                ToHandshake::SetPsk(peer, psk, done) => {
+                    handshaker.set_psk(peer, psk);
+                    let _ = done.send(());
+                }
                 ToHandshake::RemovePeer(peer, done) => {
                     handshaker.remove_peer(peer);
                     self.live.retain(|_, live| *live != peer);
