@@ -82,12 +82,12 @@ fn a_real_link_in_a_namespace() {
         .env("RINGWAY_TEST_PRIVATE_NET", "1")
         .output();
     let Ok(output) = output else {
-        eprintln!("skipped: a_real_link_in_a_namespace needs unshare (util-linux)");
+        crate::sys::testing::skip("needs unshare (util-linux)");
         return;
     };
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if text.contains("unshare failed") {
-        eprintln!("skipped: a_real_link_in_a_namespace needs root");
+        crate::sys::testing::skip("needs root for a network namespace");
         return;
     }
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -104,7 +104,7 @@ async fn wait_for(watch: &mut LinkWatch, wanted: LinkEvent) {
 }
 
 #[tokio::test]
-#[ignore = "run by a_real_link_in_a_namespace"]
+#[ignore = "inner: run by a_real_link_in_a_namespace"]
 async fn namespace_inside() {
     if std::env::var_os("RINGWAY_TEST_PRIVATE_NET").is_none() {
         return;

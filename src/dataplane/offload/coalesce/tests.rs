@@ -413,7 +413,7 @@ proptest! {
 
 /// `cargo test --release --lib coalesce -- --ignored --nocapture`: nanoseconds per 1420-byte packet.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "measurement: what coalescing costs"]
 fn cost_per_packet() {
     for (name, v6, udp) in [("TCPv4", false, false), ("TCPv6", true, false), ("UDPv4", false, true)] {
         let mut spec = Spec { v6, udp, ..Spec::default() };

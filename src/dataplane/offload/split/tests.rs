@@ -246,7 +246,7 @@ proptest! {
 
 /// `cargo test --release --lib split -- --ignored --nocapture`: nanoseconds per 1420-byte segment.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "measurement: what splitting costs"]
 fn cost_per_segment() {
     for (name, v6, udp) in [("TCPv4", false, false), ("TCPv6", true, false), ("UDPv4", false, true)] {
         let mut spec = Spec { v6, udp, ..Spec::default() };
