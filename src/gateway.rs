@@ -363,13 +363,8 @@ impl DataPlane for Gateway {
         let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
             assignments.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
         self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
-        let workers = self.workers();
         let Ok(steering) = &mut self.steering else { return };
         for Assignment { prefix, worker, .. } in assignments {
-            // Only what the hash does not say by itself is in the map.
-            if prefix.is_host() && steering::queue_of(prefix.addr(), workers) == worker.0 {
-                continue;
-            }
             if let Err(error) = steering.set(*prefix, *worker) {
                 tracing::warn!(%error, "packets of a prefix will be handed over");
             }

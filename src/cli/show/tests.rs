@@ -26,16 +26,20 @@ fn a_device_as_text() {
     let show: Show = serde_json::from_value(serde_json::json!({
         "public_key": "PUB", "listen_port": 51820, "fwmark": 51820,
         "peers": [
-            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [], "last_handshake": null,
-              "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
-            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7", "allowed_ips": ["10.0.0.0/8", "::/0"],
-              "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5, "persistent_keepalive": 25, "worker": 0 },
+            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [],
+              "last_handshake": null, "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
+            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7",
+              "allowed_ips": ["10.0.0.0/8", "::/0"], "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5,
+              "persistent_keepalive": 25, "worker": 0 },
         ],
-        "dataplane": { "workers": [{ "rx": 5, "tx": 0 }, {}], "steering": "ebpf", "drops": { "replayed": 3, "malformed": 0 } },
+        "dataplane": {
+            "workers": [{ "rx": 5, "tx": 0 }, {}], "steering": "ebpf", "drops": { "replayed": 3, "malformed": 0 },
+        },
     }))
     .unwrap();
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1062);
-    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  listening port: 51820\n  fwmark: 0xca6c\n  \
+    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
+        listening port: 51820\n  fwmark: 0xca6c\n  \
         drops: replayed 3\n  steering: ebpf\n  workers 0: rx 5\n  workers 1: (none)\n\n\
         peer: TWO\n  preshared key: (hidden)\n  endpoint: [2001:db8::1]:7\n  allowed ips: 10.0.0.0/8, ::/0\n  \
         latest handshake: 1 minute, 2 seconds ago\n  transfer: 2.00 KiB received, 5 B sent\n  \
