@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::allowed_ips::AllowedIps;
+use crate::mutation::holds;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Wheel;
 use crate::types::{PeerId, Time};
@@ -75,7 +76,8 @@ impl Peers {
     /// The peer, if it is the one of this generation.
     #[inline]
     pub fn by_id(&mut self, id: PeerId) -> Option<&mut Peer> {
-        self.slots.get_mut(id.slot as usize)?.as_deref_mut().filter(|peer| peer.id == id)
+        let peer = self.slots.get_mut(id.slot as usize)?.as_deref_mut();
+        peer.filter(|peer| holds("owner-generation", peer.id == id))
     }
 
     /// The peer in a slot.
@@ -125,5 +127,26 @@ impl Peers {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.wheel.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::timers::Limits;
+
+    #[test]
+    fn a_peer_of_another_generation_is_not_found() {
+        let mut peers = Peers::new(AllowedIps::new(), Time::default());
+        let id = PeerId { slot: 2, generation: 5 };
+        peers.add(id, PeerSession::new(id, Limits::PAPER, 0));
+        for generation in [4, 6] {
+            let other = PeerId { generation, ..id };
+            assert!(peers.by_id(other).is_none());
+            assert!(peers.remove(other).is_none(), "and not removed");
+        }
+        assert!(peers.by_id(PeerId { slot: 1, ..id }).is_none());
+        assert_eq!(peers.by_id(id).map(|peer| peer.id), Some(id));
+        assert!(peers.remove(id).is_some() && peers.by_id(id).is_none());
     }
 }
