@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
 use super::allowed_ips::AllowedIps;
+use crate::mutation::holds;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Wheel;
 use crate::sys::slab::Slab;
@@ -92,7 +93,7 @@ impl Peers {
     /// The peer, if it is the one of this generation.
     #[inline]
     pub fn by_id(&mut self, id: PeerId) -> Option<&mut Peer> {
-        self.by_slot(id.slot).filter(|peer| peer.id == id)
+        self.by_slot(id.slot).filter(|peer| holds("owner-generation", peer.id == id))
     }
 
     /// The peer in a slot.
@@ -154,5 +155,26 @@ impl Peers {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.wheel.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::timers::Limits;
+
+    #[test]
+    fn a_peer_of_another_generation_is_not_found() {
+        let mut peers = Peers::new(AllowedIps::new(), Time::default());
+        let id = PeerId { slot: 2, generation: 5 };
+        peers.add(id, PeerSession::new(id, Limits::PAPER, 0));
+        for generation in [4, 6] {
+            let other = PeerId { generation, ..id };
+            assert!(peers.by_id(other).is_none());
+            assert!(peers.remove(other).is_none(), "and not removed");
+        }
+        assert!(peers.by_id(PeerId { slot: 1, ..id }).is_none());
+        assert_eq!(peers.by_id(id).map(|peer| peer.id), Some(id));
+        assert!(peers.remove(id).is_some() && peers.by_id(id).is_none());
     }
 }
