@@ -17,6 +17,7 @@
 
 mod edits;
 mod errands;
+mod forwarding;
 mod hostile;
 mod interop;
 mod lab;
