@@ -333,7 +333,9 @@ impl DataPlane for Gateway {
     }
 
     fn set_preshared_key(&mut self, peer: PeerId, key: Option<&Secret>) {
-        self.handshake.send(ToHandshake::SetPsk(peer, key.cloned()));
+        let (done, answer) = bounded(1);
+        self.handshake.send(ToHandshake::SetPsk(peer, key.cloned(), done));
+        let _ = answer.recv_timeout(ANSWER);
         self.tell_all(|| ToWorker::ClearKeys(peer));
     }
 
@@ -361,13 +363,8 @@ impl DataPlane for Gateway {
         let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
             assignments.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
         self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
-        let workers = self.workers();
         let Ok(steering) = &mut self.steering else { return };
         for Assignment { prefix, worker, .. } in assignments {
-            // Only what the hash does not say by itself is in the map.
-            if prefix.is_host() && steering::queue_of(prefix.addr(), workers) == worker.0 {
-                continue;
-            }
             if let Err(error) = steering.set(*prefix, *worker) {
                 tracing::warn!(%error, "packets of a prefix will be handed over");
             }
@@ -446,6 +443,15 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
+/// Ends the device when it is dropped, also by a panic.
+struct EndDevice<'a>(&'a watch::Sender<bool>);
+
+impl Drop for EndDevice<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.send(true);
+    }
+}
+
 /// What a worker's thread is started with; everything that is bound to a thread is made on it.
 struct WorkerSeed {
     parts: worker::Parts,
@@ -476,15 +482,12 @@ impl WorkerSeed {
                 return;
             }
         };
+        // A device with a worker missing would lose every packet of that worker's peers: better no device.
+        let end = EndDevice(gone);
         match worker.run() {
-            Ok(false) => {}
-            Ok(true) => {
-                let _ = gone.send(true);
-            }
-            Err(error) => {
-                tracing::error!(worker = id.0, %error, "the ring failed");
-                let _ = gone.send(true);
-            }
+            Ok(false) => std::mem::forget(end),
+            Ok(true) => {}
+            Err(error) => tracing::error!(worker = id.0, %error, "the ring failed"),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod dataplane;
 pub mod fuzzing;
 pub mod gateway;
 pub mod metrics;
+mod mutation;
 pub mod net;
 pub mod noise;
 pub mod sys;

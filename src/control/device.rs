@@ -505,5 +505,4 @@ pub fn public_of(private: &Secret) -> PublicKey {
 }
 
 #[cfg(test)]
-#[path = "device_tests.rs"]
 mod tests;

@@ -165,6 +165,7 @@ impl DataPlane for Fake {
     }
 
     fn report(&mut self) -> serde_json::Value {
-        serde_json::json!({ "workers": [{ "packets": 7 }], "steering": "fake", "drops": { "malformed": 0, "replayed": 3 } })
+        let drops = serde_json::json!({ "malformed": 0, "replayed": 3 });
+        serde_json::json!({ "workers": [{ "packets": 7 }], "steering": "fake", "drops": drops })
     }
 }

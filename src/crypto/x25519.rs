@@ -7,6 +7,7 @@ use rand_core::CryptoRng;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::mutation::holds;
 use crate::types::{PublicKey, Secret};
 
 /// The other side's point has low order: the shared secret is zero whatever our key is.
@@ -59,7 +60,8 @@ impl PrivateKey {
     /// [`LowOrder`] if the result is zero.
     pub fn shared(&self, theirs: &PublicKey) -> Result<Secret, LowOrder> {
         let shared = self.secret.diffie_hellman(&x25519_dalek::PublicKey::from(theirs.0));
-        if shared.was_contributory() { Ok(Secret(shared.to_bytes())) } else { Err(LowOrder) }
+        let contributory = holds("low-order", shared.was_contributory());
+        if contributory { Ok(Secret(shared.to_bytes())) } else { Err(LowOrder) }
     }
 }
 

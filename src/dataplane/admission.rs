@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::metrics::drops::Drop;
+use crate::mutation::holds;
 use crate::noise::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 use crate::types::Time;
 
@@ -202,7 +203,7 @@ impl<T> Admission<T> {
         if kind == Kind::Response && !expected {
             return Verdict::Drop(Drop::BadResponse);
         }
-        let trusted = !self.under_load(now)
+        let trusted = !holds("under-load", self.under_load(now))
             // Whoever answers has received what we sent it, and there is one such handshake per peer.
             && (kind == Kind::Response || self.unproven.take(source, now));
         if !trusted {

@@ -17,6 +17,7 @@ use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
 use super::worker::Core;
 use crate::crypto::aead::{self, OpeningKey};
 use crate::metrics::drops::Drop;
+use crate::mutation::holds;
 use crate::noise::INITIATION_LEN;
 use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
@@ -24,6 +25,9 @@ use crate::sys::tun;
 use crate::types::Endpoint;
 use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::wire::{ip, virtio};
+
+#[cfg(test)]
+mod tests;
 
 /// Receive slots that one batch may hold; more than a worker has.
 const HELD: usize = 256;
@@ -175,7 +179,7 @@ impl Inbound {
             core.counters.drops.count(Drop::InnerMalformed);
             return None;
         };
-        if !core.peers.allowed_ips.allowed_source(header.src, id) {
+        if !holds("inner-source", core.peers.allowed_ips.allowed_source(header.src, id)) {
             core.counters.drops.count(Drop::SourceNotAllowed);
             return None;
         }

@@ -19,6 +19,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::COOKIE_REPLY_LEN;
 use crate::crypto::hash::{MAC_LEN, hash, mac};
+use crate::mutation::holds;
 use crate::types::{PublicKey, Secret, Time};
 
 /// Length of a cookie, bytes.
@@ -107,7 +108,7 @@ impl CookieChecker {
     #[must_use]
     pub fn check_mac1(&self, message: &[u8]) -> bool {
         let (Some(keys), Some(parts)) = (&self.keys, Parts::of(message)) else { return false };
-        macs_match(&mac(&keys.mac1, &[parts.body]), parts.mac1)
+        holds("mac1", macs_match(&mac(&keys.mac1, &[parts.body]), parts.mac1))
     }
 
     /// Whether a handshake message's mac2 was made with a cookie that `source` got from us and that is still
@@ -115,11 +116,11 @@ impl CookieChecker {
     #[must_use]
     pub fn check_mac2(&self, message: &[u8], source: SocketAddr, now: Time) -> bool {
         let (Some((secret, born)), Some(parts)) = (&self.secret, Parts::of(message)) else { return false };
-        if has_expired(*born, now, SECRET_MAX_AGE) {
+        if holds("cookie-age", has_expired(*born, now, SECRET_MAX_AGE)) {
             return false;
         }
         let cookie = cookie_of(secret, source);
-        macs_match(&mac(&cookie.0, &[parts.with_mac1]), parts.mac2)
+        holds("mac2", macs_match(&mac(&cookie.0, &[parts.with_mac1]), parts.mac2))
     }
 
     /// The cookie reply to a handshake message from `source`, whose mac1 is right. `None` if the message is too short
@@ -150,7 +151,9 @@ impl CookieChecker {
     }
 
     fn fresh_secret(&mut self, now: Time, rng: &mut (impl CryptoRng + ?Sized)) -> &Secret {
-        if self.secret.as_ref().is_some_and(|(_, born)| has_expired(*born, now, SECRET_MAX_AGE)) {
+        let is_old =
+            |(_, born): &(Secret, Time)| holds("cookie-secret-age", has_expired(*born, now, SECRET_MAX_AGE));
+        if self.secret.as_ref().is_some_and(is_old) {
             self.secret = None;
         }
         let (secret, _) = self.secret.get_or_insert_with(|| {
@@ -203,7 +206,7 @@ impl PeerCookie {
             cookie.0.as_mut_slice().into(),
             &tag,
         );
-        if opened.is_err() {
+        if !holds("cookie-aead", opened.is_ok()) {
             return false;
         }
         self.asked = None;
@@ -213,7 +216,8 @@ impl PeerCookie {
 
     fn fresh_cookie(&mut self, now: Time) -> Option<&Cookie> {
         const USE_FOR: Duration = SECRET_MAX_AGE.saturating_sub(SECRET_LATENCY);
-        if self.cookie.as_ref().is_some_and(|(_, since)| has_expired(*since, now, USE_FOR)) {
+        let is_old = |(_, since): &(Cookie, Time)| holds("cookie-use", has_expired(*since, now, USE_FOR));
+        if self.cookie.as_ref().is_some_and(is_old) {
             self.cookie = None;
         }
         self.cookie.as_ref().map(|(cookie, _)| cookie)
@@ -365,6 +369,26 @@ mod tests {
         let other = checker.reply(&sent, source("198.18.0.9:1"), at(120), &mut rng).unwrap();
         assert_ne!(other[32..], reply[32..]);
         assert!(!checker.check_mac2(&sent, from, at(119)), "even for a clock that went back");
+    }
+
+    #[test]
+    fn cookies_of_one_secret_live_side_by_side() {
+        let (mut checker, mut one, mut rng) = sides();
+        let mut two = PeerCookie::new(&PUBLIC);
+        let (here, there) = (source("198.18.0.1:5000"), source("198.18.0.2:5000"));
+        let asked = message(&mut one, at(0));
+        let reply = checker.reply(&asked, here, at(0), &mut rng).unwrap();
+        assert!(one.accept(&reply, at(0)));
+        let asked = message(&mut two, at(119));
+        let reply = checker.reply(&asked, there, at(119), &mut rng).unwrap();
+        assert!(two.accept(&reply, at(119)));
+        assert!(checker.check_mac2(&message(&mut two, at(119)), there, at(119)));
+        let sent = message(&mut one, at(1));
+        assert!(checker.check_mac2(&sent, here, at(119)), "the other's reply drew no new secret");
+
+        let asked = message(&mut two, at(120));
+        let _ = checker.reply(&asked, there, at(120), &mut rng).unwrap();
+        assert!(!checker.check_mac2(&sent, here, at(119)), "but at its age it is drawn anew");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::index::{IndexKey, IndexState, IndexTable};
 use super::timestamp::Tai64n;
 use super::{COOKIE_REPLY_LEN, INITIATION_LEN, NewKeypair, RESPONSE_LEN, Role, ToOwner};
 use crate::crypto::x25519::{LowOrder, PrivateKey};
+use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
 
 mod exchange;
@@ -151,17 +152,17 @@ impl Peer {
 
 /// Whether an initiation is newer than every one before.
 fn is_newer(stamp: Tai64n, greatest: Tai64n) -> bool {
-    stamp > greatest
+    holds("timestamp", stamp > greatest)
 }
 
 /// Whether an initiation follows the last one too closely.
 fn is_too_soon(last: Time, now: Time) -> bool {
-    now.since(last) < INITIATION_GAP
+    holds("peer-rate", now.since(last) < INITIATION_GAP)
 }
 
 /// Whether a pending handshake may no longer be answered.
 fn is_stale(born: Time, now: Time) -> bool {
-    now.since(born) >= PENDING_MAX_AGE
+    holds("pending-age", now.since(born) >= PENDING_MAX_AGE)
 }
 
 /// An initiation of ours that waits for its response. Boxed for the same reason as [`Peer`].
@@ -239,7 +240,7 @@ impl Handshaker {
         public: PublicKey,
         psk: Option<Secret>,
     ) -> Result<(), AddPeerError> {
-        if self.public_key() == Some(public) {
+        if holds("own-key", self.public_key() == Some(public)) {
             return Err(AddPeerError::OwnKey);
         }
         if self.by_key.contains_key(&public) {
@@ -489,7 +490,7 @@ impl Handshaker {
 
 /// The peer with this slot *and* generation.
 fn peer_mut(peers: &mut HashMap<u32, Box<Peer>>, id: PeerId) -> Option<&mut Peer> {
-    peers.get_mut(&id.slot).map(Box::as_mut).filter(|peer| peer.id == id)
+    peers.get_mut(&id.slot).map(Box::as_mut).filter(|peer| holds("peer-generation", peer.id == id))
 }
 
 /// Erases a pending handshake; its index may be used again.

@@ -9,6 +9,7 @@
 
 use arrayvec::ArrayVec;
 
+use crate::mutation::holds;
 use crate::types::{Secret, Time};
 
 use super::replay::Window;
@@ -54,7 +55,8 @@ impl Keypair {
     #[inline]
     pub fn reserve(&mut self, n: u64, limits: &Limits) -> Option<u64> {
         let first = self.send_counter;
-        let after = first.checked_add(n).filter(|&after| after <= limits.reject_after_messages)?;
+        let fits = |after: &u64| holds("send-limit", *after <= limits.reject_after_messages);
+        let after = first.checked_add(n).filter(fits)?;
         self.send_counter = after;
         Some(first)
     }
@@ -63,7 +65,7 @@ impl Keypair {
     #[inline]
     #[must_use]
     pub fn is_expired(&self, now: Time, limits: &Limits) -> bool {
-        now.since(self.born) >= limits.reject_after_time
+        holds("keypair-age", now.since(self.born) >= limits.reject_after_time)
     }
 
     /// True if sending calls for a new handshake: after Rekey-After-Messages, and for the initiator, who alone
@@ -107,7 +109,8 @@ impl Keypairs {
     pub fn find(&self, local_index: u32) -> Option<KeypairRef> {
         // The current one nearly always.
         [self.current, self.next, self.previous].into_iter().flatten().find_map(|place| {
-            self.at(Some(place)).filter(|keypair| keypair.local_index == local_index)?;
+            self.at(Some(place))
+                .filter(|keypair| holds("receiver-index", keypair.local_index == local_index))?;
             Some(KeypairRef { place, local_index })
         })
     }
@@ -293,6 +296,22 @@ mod tests {
         assert!(pairs.named(one).is_none() && pairs.named_mut(one).is_none());
         assert_eq!(pairs.find(1), None);
         assert_eq!(pairs.confirm(one), None);
+    }
+
+    #[test]
+    fn an_index_finds_its_keypair_and_no_other() {
+        let mut pairs = Keypairs::default();
+        installed(&mut pairs, 1, Role::Initiator);
+        installed(&mut pairs, 2, Role::Initiator);
+        installed(&mut pairs, 3, Role::Responder);
+        installed(&mut pairs, 4, Role::Responder);
+        for index in [2, 4] {
+            let found = pairs.find(index).and_then(|name| pairs.named(name));
+            assert_eq!(found.map(|pair| pair.local_index), Some(index));
+        }
+        for index in [0, 1, 3, 5, 1002] {
+            assert_eq!(pairs.find(index), None, "{index}: never, no more, or the peer's own");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, Secret, Time};
 
 use super::keypair::{Keypairs, PLACES};
@@ -445,7 +446,7 @@ impl PeerSession {
         let released = self.keypairs.install(new, now);
         self.release(released);
         self.timers.erase = Some(now + self.limits.erase_after());
-        if role == Role::Responder {
+        if holds("unconfirmed", role == Role::Responder) {
             self.timers.last_sent_handshake = Some(now);
             return;
         }

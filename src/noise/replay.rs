@@ -7,6 +7,8 @@
 //! [`Window::check`] changes nothing and comes before the AEAD, so that a flood of replays costs no cryptography;
 //! [`Window::commit`] comes after it, since only an authenticated counter may move the window.
 
+use crate::mutation::holds;
+
 /// Counters at or beyond this are neither sent nor accepted: 2^64 − 2^13 − 1 (white paper, section 6.1).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
@@ -49,16 +51,16 @@ impl Window {
     /// Why it may not.
     #[inline]
     pub fn check(&self, counter: u64) -> Result<(), Rejected> {
-        if counter >= REJECT_AFTER_MESSAGES {
+        if holds("receive-limit", counter >= REJECT_AFTER_MESSAGES) {
             return Err(Rejected::Limit);
         }
         if counter >= self.next {
             return Ok(());
         }
-        if self.next - 1 - counter > WINDOW_LEN {
+        if holds("replay-too-old", self.next - 1 - counter > WINDOW_LEN) {
             return Err(Rejected::TooOld);
         }
-        if self.seen[word(counter)] & bit(counter) != 0 {
+        if holds("replay-seen", self.seen[word(counter)] & bit(counter) != 0) {
             return Err(Rejected::Replayed);
         }
         Ok(())
@@ -71,7 +73,10 @@ impl Window {
     /// Why it was not accepted; nothing has changed then.
     #[inline]
     pub fn commit(&mut self, counter: u64) -> Result<(), Rejected> {
-        self.check(counter)?;
+        let checked = self.check(counter);
+        if holds("replay-commit", checked.is_err()) {
+            return checked;
+        }
         if counter >= self.next {
             self.advance(counter);
         }

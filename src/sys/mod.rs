@@ -11,6 +11,7 @@ pub mod eventfd;
 pub mod netns;
 pub mod poll;
 pub mod process;
+pub mod slab;
 pub mod socket;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -317,7 +317,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..80), first in prop::sample::select(vec![0x45u8, 0x46, 0x60, 0x6f, 0x12]), tos in any::<u8>()) {
+        fn any_bytes(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            first in prop::sample::select(vec![0x45u8, 0x46, 0x60, 0x6f, 0x12]),
+            tos in any::<u8>(),
+        ) {
             if let Some(b) = bytes.first_mut() { *b = first; }
             prop_assert_eq!(Header::parse(&bytes).map(|h| h.total_len),
                 inner_len(&bytes).filter(|_| bytes.len() >= V4_LEN));

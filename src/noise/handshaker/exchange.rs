@@ -16,6 +16,7 @@ use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 use super::HandshakeError;
 use crate::crypto::hash::{hash, kdf1, kdf2, kdf3};
 use crate::crypto::x25519::{LowOrder, PrivateKey};
+use crate::mutation::holds;
 use crate::noise::timestamp::{TIMESTAMP_LEN, Tai64n};
 use crate::noise::{INITIATION_LEN, RESPONSE_LEN};
 use crate::types::{PublicKey, Secret};
@@ -93,7 +94,7 @@ impl Symmetric {
             &Tag::from(*tag),
         );
         self.transcript = after;
-        opened.is_ok()
+        holds("handshake-aead", opened.is_ok())
     }
 
     /// The transport keys: the first seals what the initiator sends, the second what the responder sends.

@@ -331,7 +331,10 @@ proptest! {
         sizes in proptest::collection::vec(1usize..300, 6),
     ) {
         let mut specs: Vec<Spec> = (0u16..6)
-            .map(|f| Spec { v6: f & 1 == 1, udp: f >= 4, ports: (f, 9), df: f != 2, seq: u32::MAX - 500, ..Spec::default() })
+            .map(|f| {
+                let seq = u32::MAX - 500;
+                Spec { v6: f & 1 == 1, udp: f >= 4, ports: (f, 9), df: f != 2, seq, ..Spec::default() }
+            })
             .collect();
         let mut packets = Vec::new();
         for (flow, event, byte) in steps {

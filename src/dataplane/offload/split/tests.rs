@@ -188,7 +188,12 @@ proptest! {
     }
 
     #[test]
-    fn runs_continue_in_a_second_buffer((spec, size) in supers(), room in 3200usize..20_000, max in 1usize..80, mtu in prop_oneof![Just(0usize), 1280usize..9000]) {
+    fn runs_continue_in_a_second_buffer(
+        (spec, size) in supers(),
+        room in 3200usize..20_000,
+        max in 1usize..80,
+        mtu in prop_oneof![Just(0usize), 1280usize..9000],
+    ) {
         let read = spec.read(size);
         let packet = parse(&read).unwrap();
         let cut = segments(&read);
@@ -204,7 +209,8 @@ proptest! {
                 prop_assert_eq!(&out[start..start + expected.len()], &expected[..]);
                 prop_assert!(out[start + expected.len()..start + len].iter().all(|b| *b == 0));
                 prop_assert_eq!(start, k * run.datagram_len + 16);
-                prop_assert!(out[start - 16..start].iter().chain(&out[start + len..start + len + 16]).all(|b| *b == 0xee));
+                let mut around = out[start - 16..start].iter().chain(&out[start + len..start + len + 16]);
+                prop_assert!(around.all(|b| *b == 0xee));
             }
             prop_assert!(out[run.bytes..].iter().all(|b| *b == 0xee));
             next += run.segments;
@@ -212,7 +218,11 @@ proptest! {
     }
 
     #[test]
-    fn hostile_reads_never_panic(mut read in proptest::collection::vec(any::<u8>(), 0..200), kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]), first in prop::sample::select(vec![0x45u8, 0x46, 0x60])) {
+    fn hostile_reads_never_panic(
+        mut read in proptest::collection::vec(any::<u8>(), 0..200),
+        kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]),
+        first in prop::sample::select(vec![0x45u8, 0x46, 0x60]),
+    ) {
         if read.len() > 20 {
             read[1] = kind;
             read[10] = first;
@@ -230,7 +240,12 @@ proptest! {
     }
 
     #[test]
-    fn damaged_reads_never_panic((spec, size) in supers(), at in 0usize..80, value in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn damaged_reads_never_panic(
+        (spec, size) in supers(),
+        at in 0usize..80,
+        value in any::<u8>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let mut read = spec.read(size);
         if let Some(byte) = read.get_mut(at) { *byte = value; }
         read.truncate(cut.index(read.len() * 4).saturating_add(1));

@@ -26,10 +26,11 @@ fn a_device_as_text() {
     let show: Show = serde_json::from_value(serde_json::json!({
         "public_key": "PUB", "listen_port": 51820, "fwmark": 51820,
         "peers": [
-            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [], "last_handshake": null,
-              "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
-            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7", "allowed_ips": ["10.0.0.0/8", "::/0"],
-              "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5, "persistent_keepalive": 25, "worker": 0 },
+            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [],
+              "last_handshake": null, "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
+            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7",
+              "allowed_ips": ["10.0.0.0/8", "::/0"], "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5,
+              "persistent_keepalive": 25, "worker": 0 },
         ],
         "dataplane": {
             "workers": [
@@ -46,7 +47,8 @@ fn a_device_as_text() {
     }))
     .unwrap();
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1062);
-    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  listening port: 51820\n  fwmark: 0xca6c\n  \
+    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
+        listening port: 51820\n  fwmark: 0xca6c\n  \
         drops: replayed 3\n  handshake: (none)\n  \
         offloads: tun_tso on, tun_uso off, tun_write on, udp_segment off (EIO)\n  steering: off (not permitted)\n  \
         worker 0: 1 peer, 2.00 KiB received (7.5 packets a call), 5 B sent (1.0 packets a call), 7 handed over\n  \
