@@ -158,7 +158,11 @@ fn a_forged_fragmentation_needed_stops_nothing() {
     assert_eq!(ping(&client.host, GATEWAY_V4, 3, 1392), 3, "whole packets still go, with {route}");
     if let Some(report) = site.gateway.report() {
         assert!(report["offloads"]["udp_segment_off"].is_null(), "{report:#}");
-        assert_eq!(site.gateway.counter("ringway_segment_fallbacks_total"), Some(0), "nor does it cost the offload");
+        assert_eq!(
+            site.gateway.counter("ringway_segment_fallbacks_total"),
+            Some(0),
+            "nor does it cost the offload"
+        );
     }
     assert!(site.gateway.exit_status().is_none());
 }

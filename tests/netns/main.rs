@@ -18,6 +18,7 @@
 mod dataplane;
 mod edits;
 mod errands;
+mod forwarding;
 mod hostile;
 mod interop;
 mod lab;

@@ -451,7 +451,7 @@ macro_rules! m { () => { $crate::config::x() } }
             && !may_import("dataplane::io", "dataplane")
             && !may_import("x", "types")
     );
-    let ignores = "#[ignore]\nfn a() {}\n#[ignore = \"inner: b\"]\n#[ignore = \"slow\"]\nfn ignore() { ignore(\"x\") }\n";
+    let ignores = "#[ignore]\nfn a() {}\n#[ignore = \"inner: b\"]\n#[ignore = \"slow\"]\nfn ignore() {}\n";
     assert_eq!(unexplained_ignores(&Source::new("x.rs".to_owned(), ignores.to_owned())), [1, 4]);
     assert!(has_safety_comment(&["// SAFETY: so.", "let x =", "unsafe { f() };"], 3));
     assert!(!has_safety_comment(&["// SAFETY: so.", "let x = 1;", "unsafe { f() };"], 3));
