@@ -133,11 +133,11 @@ impl Gateway {
                 segment_limit,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
-            let (started, gone) = (started_tx.clone(), gone_tx.clone());
+            let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("ringway-w{i}"))
-                    .spawn(move || seed.run(&started, &gone))
+                    .spawn(move || seed.run(&started, &alarm))
                     .context("starting a worker")?,
             );
         }
@@ -150,10 +150,12 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
+        let alarm = Alarm(gone_tx);
         threads.push(
             std::thread::Builder::new()
                 .name("ringway-hs".to_owned())
                 .spawn(move || {
+                    let _alarm = alarm;
                     // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
                     let _ = thread::set_nice(5);
                     let _ = started_tx.send(Ok(()));
@@ -187,7 +189,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Becomes true when the TUN device is gone.
+    /// Becomes true when the TUN device is gone, or when a thread has ended.
     #[must_use]
     pub fn gone(&self) -> watch::Receiver<bool> {
         self.gone.clone()
@@ -443,10 +445,11 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
-/// Ends the device when it is dropped, also by a panic.
-struct EndDevice<'a>(&'a watch::Sender<bool>);
+/// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
+/// served whole any more, and the control thread ends the rest.
+struct Alarm(watch::Sender<bool>);
 
-impl Drop for EndDevice<'_> {
+impl Drop for Alarm {
     fn drop(&mut self) {
         let _ = self.0.send(true);
     }
@@ -465,7 +468,7 @@ struct WorkerSeed {
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, gone: &watch::Sender<bool>) {
+    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
         if let Some(core) = self.core
             && !core_affinity::set_for_current(core)
         {
@@ -482,12 +485,8 @@ impl WorkerSeed {
                 return;
             }
         };
-        // A device with a worker missing would lose every packet of that worker's peers: better no device.
-        let end = EndDevice(gone);
-        match worker.run() {
-            Ok(false) => std::mem::forget(end),
-            Ok(true) => {}
-            Err(error) => tracing::error!(worker = id.0, %error, "the ring failed"),
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = id.0, %error, "the ring failed");
         }
     }
 
