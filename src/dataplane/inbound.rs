@@ -10,19 +10,17 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::admission::Kind;
 use super::handoff::{Handover, Request};
 use super::io::Datagrams;
 use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
 use super::worker::Core;
 use crate::crypto::aead::{self, OpeningKey};
 use crate::metrics::drops::Drop;
-use crate::noise::INITIATION_LEN;
 use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
 use crate::sys::tun;
 use crate::types::Endpoint;
-use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::wire::wireguard::{INITIATION_LEN, Kind, TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::wire::{ip, virtio};
 
 /// Receive slots that one batch may hold; more than a worker has.

@@ -120,10 +120,9 @@ async fn namespace_inside() {
     wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1300 })).await;
 
     watch.set_gso_max_size(61_000).await.unwrap();
-    watch.set_tx_queue_len(777).await.unwrap();
     let shown = std::process::Command::new("ip").args(["-d", "link", "show", "rw0"]).output().unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.contains("gso_max_size 61000") && shown.contains("qlen 777"), "{shown}");
+    assert!(shown.contains("gso_max_size 61000"), "{shown}");
     assert_eq!(watch.state().await.unwrap(), LinkState { up: true, mtu: 1300 }, "up as before");
 
     for command in
@@ -136,6 +135,6 @@ async fn namespace_inside() {
     }
     ip("link del rw0");
     wait_for(&mut watch, LinkEvent::Left).await;
-    let error = watch.set_tx_queue_len(1).await.unwrap_err();
+    let error = watch.set_mtu(1400).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
 }
