@@ -75,7 +75,7 @@ fn open_sockets(
     mark: Mark,
     key: IndexKey,
 ) -> Result<(u16, Vec<Sockets>), udp::UdpError> {
-    let group = udp::open_group(port, workers, mark, key.words())?;
+    let group = udp::open_group(port, workers, mark, key)?;
     let mut v4 = group.v4.into_iter().map(Arc::new);
     let mut v6 = group.v6.into_iter().map(Arc::new);
     let sockets = (0..=workers).map(|_| Sockets { v4: v4.next(), v6: v6.next() }).collect();
@@ -113,7 +113,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let cores = thread::cores();
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -157,7 +157,7 @@ impl Gateway {
                 .spawn(move || {
                     let _alarm = alarm;
                     // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
-                    let _ = thread::set_nice(5);
+                    let _ = thread::set_nice(thread::LOW_PRIORITY);
                     let _ = started_tx.send(Ok(()));
                     if let Err(error) = HandshakeThread::new(parts).run() {
                         tracing::error!(%error, "the handshake thread ended");
@@ -464,15 +464,15 @@ struct WorkerSeed {
     tcp: bool,
     udp: bool,
     segment_limit: usize,
-    core: Option<core_affinity::CoreId>,
+    core: Option<usize>,
 }
 
 impl WorkerSeed {
     fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
         if let Some(core) = self.core
-            && !core_affinity::set_for_current(core)
+            && !thread::pin(core)
         {
-            tracing::warn!(core = core.id, "the worker could not be pinned");
+            tracing::warn!(core, "the worker could not be pinned");
         }
         let id = self.parts.id;
         let mut worker = match self.build() {

@@ -40,6 +40,9 @@ const PLAIN_FOR: Duration = Duration::from_secs(600);
 /// run of another peer may hold open.
 const BUFFERS_PER_PACKET: usize = 3;
 
+/// The wire's constant does not know the AEAD, whose tag it counts.
+const _: () = assert!(TRANSPORT_OVERHEAD == TRANSPORT_HEADER_LEN + aead::TAG_LEN);
+
 /// Packets of one peer, gathered for one send.
 struct Run {
     slot: Slot,
