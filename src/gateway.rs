@@ -150,21 +150,7 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        let alarm = Alarm(gone_tx);
-        threads.push(
-            std::thread::Builder::new()
-                .name("ringway-hs".to_owned())
-                .spawn(move || {
-                    let _alarm = alarm;
-                    // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
-                    let _ = thread::set_nice(thread::LOW_PRIORITY);
-                    let _ = started_tx.send(Ok(()));
-                    if let Err(error) = HandshakeThread::new(parts).run() {
-                        tracing::error!(%error, "the handshake thread ended");
-                    }
-                })
-                .context("starting the handshake thread")?,
-        );
+        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
             device,
             workers: links,
@@ -443,6 +429,26 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     let queue = device.queues.first().ok_or("no queue")?;
     steering.attach(queue).map_err(|error| error.to_string())?;
     Ok(steering)
+}
+
+fn start_handshake(
+    parts: handshake::Parts,
+    started: Sender<Result<(), String>>,
+    alarm: Alarm,
+) -> anyhow::Result<JoinHandle<()>> {
+    let run = move || {
+        let _alarm = alarm;
+        // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
+        let _ = thread::set_nice(thread::LOW_PRIORITY);
+        let _ = started.send(Ok(()));
+        if let Err(error) = HandshakeThread::new(parts).run() {
+            tracing::error!(%error, "the handshake thread ended");
+        }
+    };
+    std::thread::Builder::new()
+        .name("ringway-hs".to_owned())
+        .spawn(run)
+        .context("starting the handshake thread")
 }
 
 /// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
