@@ -36,13 +36,6 @@ pub const HANDSHAKE_TOS: u8 = 0x88;
 const PLAIN_ENDPOINTS: usize = 64;
 /// How long such an endpoint goes without.
 const PLAIN_FOR: Duration = Duration::from_secs(600);
-/// A packet of the TUN queue needs at most this many send buffers: its own bytes and the protocol's, plus one that a
-/// run of another peer may hold open.
-const BUFFERS_PER_PACKET: usize = 3;
-
-/// The wire's constant does not know the AEAD, whose tag it counts.
-const _: () = assert!(TRANSPORT_OVERHEAD == TRANSPORT_HEADER_LEN + aead::TAG_LEN);
-
 /// Packets of one peer, gathered for one send.
 struct Run {
     slot: Slot,
@@ -73,6 +66,18 @@ struct Sealed {
     endpoint: Endpoint,
     tos: u8,
     peer: PeerId,
+}
+
+/// How far a packet of the TUN queue came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All of it is in runs, or dropped and counted.
+    Done,
+    /// The peer has no keypair to seal with: the packet is to be staged.
+    NoKeypair,
+    /// There is no send buffer for this segment and those behind it: to be taken up there. (The counters that were
+    /// reserved for them are not used; there are enough.)
+    Stopped(usize),
 }
 
 /// What the socket said to a sealed run.
@@ -122,10 +127,10 @@ impl Outbound {
         self.writable(core, Family::V6);
     }
 
-    /// True if a whole packet of the TUN queue can be taken.
+    /// True if there is a send buffer: a packet of the TUN queue can be begun.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.arena.free() + usize::from(self.run.is_some()) >= BUFFERS_PER_PACKET
+        self.arena.free() > 0
     }
 
     /// True if this family's socket has runs waiting.
@@ -134,33 +139,30 @@ impl Outbound {
         !self.waiting[family as usize].is_empty()
     }
 
-    /// Splits a packet of `peer` into the current run and further ones. The caller has asked [`Self::has_room`].
-    /// False if the peer has no keypair to seal with: the packet is to be staged.
-    pub fn packet(&mut self, core: &mut Core, slot: u32, packet: &SuperPacket<'_>) -> bool {
+    /// Splits a packet of `peer`, from its segment `from` on, into the current run and further ones.
+    pub fn packet(&mut self, core: &mut Core, slot: u32, packet: &SuperPacket<'_>, from: usize) -> Progress {
         let mtu = core.mtu as usize;
         let now = core.now;
-        let count = packet.segments();
+        let left = packet.segments().saturating_sub(from);
         if padded_len(packet.segment_len(0), mtu) + TRANSPORT_OVERHEAD > MAX_SEND {
             core.counters.drops.count(Drop::TooLarge);
-            return true;
+            return Progress::Done;
         }
-        let Some(peer) = core.peers.by_slot(slot) else { return true };
-        let Some(reserved) = peer.session.reserve(count as u64, now) else { return false };
-        core.counters.tun_read_segments += count as u64;
+        let Some(peer) = core.peers.by_slot(slot) else { return Progress::Done };
+        let Some(reserved) = peer.session.reserve(left as u64, now) else { return Progress::NoKeypair };
         let tos = ip::outer_tos(packet.ip().tos);
-        for i in 0..count {
+        for (i, counter) in (from..packet.segments()).zip(reserved.first_counter..) {
             let padded = padded_len(packet.segment_len(i), mtu);
-            let counter = reserved.first_counter + i as u64;
             if !self.make_room(core, slot, reserved.remote_index, counter, tos, padded, true) {
-                core.counters.drops.add(Drop::SendFailed, (count - i) as u64);
-                break;
+                return Progress::Stopped(i);
             }
             if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
                 let written = packet.write_segment(i, space).unwrap_or(0);
                 space[written..].fill(0);
+                core.counters.tun_read_segments += 1;
             }
         }
-        true
+        Progress::Done
     }
 
     /// Puts an empty transport message of `peer` on its way.

@@ -15,7 +15,7 @@ use super::handoff::{
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
 use super::offload::split;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Progress};
 use super::peers::Peers;
 use crate::metrics::WorkerCounters;
 use crate::metrics::drops::Drop;
@@ -178,6 +178,23 @@ impl Core {
     }
 }
 
+/// A packet on the outbound way, with its virtio-net header.
+enum Packet {
+    /// In the slot that it was read into.
+    Read(TunRead),
+    /// Handed over by another worker, or staged before.
+    Copy(Box<[u8]>),
+}
+
+impl Packet {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Read(read) => &read.slot[..read.len],
+            Self::Copy(bytes) => bytes,
+        }
+    }
+}
+
 /// The worker; lives on its thread.
 pub struct Worker<I> {
     io: I,
@@ -185,8 +202,9 @@ pub struct Worker<I> {
     core: Core,
     inbound: Inbound,
     outbound: Outbound,
-    /// Reads that found no send buffer, in order; never more than the ring has TUN slots.
-    stalled: VecDeque<TunRead>,
+    /// Packets that found no send buffer, in order, each from the segment on that is still to be sent; never more than
+    /// the ring has TUN slots, and one begun before.
+    stalled: VecDeque<(Packet, usize)>,
     events: Vec<Event>,
     expired: Vec<u32>,
     stop: bool,
@@ -258,7 +276,7 @@ impl<I: Io> Worker<I> {
         self.inbox.bell.about_to_sleep();
         // Without a send buffer there is nothing to do for packets until a socket is writable, which wakes us.
         let packets = !self.inbox.handover.is_empty() || !self.core.due.is_empty();
-        if self.inbox.has_messages() || (packets && self.outbound.has_room()) {
+        if self.inbox.has_messages() || (packets && self.stalled.is_empty() && self.outbound.has_room()) {
             return Some(Duration::ZERO);
         }
         if !self.core.backlog.is_empty() {
@@ -284,39 +302,74 @@ impl<I: Io> Worker<I> {
     }
 
     fn tun(&mut self, read: TunRead) {
+        self.core.counters.tun_reads += 1;
         if self.stalled.is_empty() && self.outbound.has_room() {
-            self.packet(&read.slot[..read.len]);
+            self.packet(Packet::Read(read), 0);
         } else {
-            if self.stalled.is_empty() {
-                self.core.counters.stalls += 1;
-                self.io.read_tun(false);
-            }
-            self.stalled.push_back(read);
+            self.pause_tun();
+            self.stalled.push_back((Packet::Read(read), 0));
         }
     }
 
-    /// Steps 2 to 4 of the outbound way.
-    fn packet(&mut self, read: &[u8]) {
+    /// No send buffer: nothing more is read from the TUN queue until what is stalled has gone.
+    fn pause_tun(&mut self) {
+        if self.stalled.is_empty() {
+            self.core.counters.stalls += 1;
+            self.io.read_tun(false);
+        }
+    }
+
+    /// Steps 2 to 4 of the outbound way, from segment `from` on.
+    fn packet(&mut self, packet: Packet, from: usize) {
+        if let Some(next) = self.split_and_seal(packet.bytes(), from) {
+            self.pause_tun();
+            self.stalled.push_front((packet, next));
+        }
+    }
+
+    /// Yields the segment that found no send buffer, if there is one.
+    fn split_and_seal(&mut self, read: &[u8], from: usize) -> Option<usize> {
         let core = &mut self.core;
-        core.counters.tun_reads += 1;
         let packet = match split::parse(read) {
             Ok(packet) => packet,
-            Err(_) => return core.counters.drops.count(Drop::TunMalformed),
+            Err(_) => {
+                core.counters.drops.count(Drop::TunMalformed);
+                return None;
+            }
         };
         let Some((id, owner)) = core.peers.allowed_ips.lookup(packet.dst()) else {
-            return core.counters.drops.count(Drop::NoRoute);
+            core.counters.drops.count(Drop::NoRoute);
+            return None;
         };
         if owner != core.id {
-            return core.hand_over(owner, Handover::Tun(read.into()));
+            core.hand_over(owner, Handover::Tun(read.into()));
+            return None;
         }
         let Some(peer) = core.peers.by_id(id) else {
-            return core.counters.drops.count(Drop::NoRoute);
+            core.counters.drops.count(Drop::NoRoute);
+            return None;
         };
         if peer.session.endpoint().is_none() {
-            return core.counters.drops.count(Drop::NoEndpoint);
+            core.counters.drops.count(Drop::NoEndpoint);
+            return None;
         }
-        if peer.session.staged_len() > 0 || !self.outbound.packet(core, id.slot, &packet) {
+        // Not before those that wait for a keypair; but what has begun goes on.
+        if from == 0 && peer.session.staged_len() > 0 {
             core.stage(id.slot, read);
+            return None;
+        }
+        match self.outbound.packet(core, id.slot, &packet, from) {
+            Progress::Done => None,
+            Progress::Stopped(next) => Some(next),
+            Progress::NoKeypair if from == 0 => {
+                core.stage(id.slot, read);
+                None
+            }
+            Progress::NoKeypair => {
+                core.counters.drops.add(Drop::SendFailed, (packet.segments() - from) as u64);
+                core.settle(id.slot);
+                None
+            }
         }
     }
 
@@ -335,8 +388,8 @@ impl<I: Io> Worker<I> {
             return;
         }
         while self.outbound.has_room() {
-            let Some(read) = self.stalled.pop_front() else { break };
-            self.packet(&read.slot[..read.len]);
+            let Some((packet, from)) = self.stalled.pop_front() else { break };
+            self.packet(packet, from);
             if self.stalled.is_empty() {
                 self.io.read_tun(true);
             }
@@ -353,13 +406,13 @@ impl<I: Io> Worker<I> {
             self.control_message(message);
         }
         for _ in 0..MESSAGES_PER_TURN {
-            if !self.outbound.has_room() {
+            if !self.stalled.is_empty() || !self.outbound.has_room() {
                 break;
             }
             let Ok(packet) = self.inbox.handover.try_recv() else { break };
             self.core.counters.taken_over += 1;
             match packet {
-                Handover::Tun(read) => self.packet(&read),
+                Handover::Tun(read) => self.packet(Packet::Copy(read), 0),
                 Handover::Datagram { mut bytes, endpoint, tos } => {
                     self.outbound.flush(&mut self.core);
                     self.inbound.handed_over(&mut self.core, &mut bytes, endpoint, tos);
@@ -518,6 +571,9 @@ impl<I: Io> Worker<I> {
 
     /// False if there was no send buffer for all of it.
     fn serve(&mut self, slot: u32, keepalive: bool) -> bool {
+        if !self.stalled.is_empty() {
+            return false;
+        }
         let core = &mut self.core;
         let mut sent = false;
         while let Some(peer) = core.peers.by_slot(slot) {
@@ -528,8 +584,12 @@ impl<I: Io> Worker<I> {
                 return false;
             }
             let Some(read) = peer.session.pop_staged() else { break };
-            if let Ok(packet) = split::parse(&read) {
-                sent |= self.outbound.packet(core, slot, &packet);
+            let Ok(packet) = split::parse(&read) else { continue };
+            sent = true;
+            if let Progress::Stopped(next) = self.outbound.packet(core, slot, &packet, 0) {
+                self.pause_tun();
+                self.stalled.push_front((Packet::Copy(read), next));
+                return false;
             }
         }
         self.outbound.flush(core);
