@@ -75,7 +75,7 @@ fn open_sockets(
     mark: Mark,
     key: IndexKey,
 ) -> Result<(u16, Vec<Sockets>), udp::UdpError> {
-    let group = udp::open_group(port, workers, mark, key.words())?;
+    let group = udp::open_group(port, workers, mark, key)?;
     let mut v4 = group.v4.into_iter().map(Arc::new);
     let mut v6 = group.v6.into_iter().map(Arc::new);
     let sockets = (0..=workers).map(|_| Sockets { v4: v4.next(), v6: v6.next() }).collect();
@@ -113,7 +113,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let cores = thread::cores();
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -133,11 +133,11 @@ impl Gateway {
                 segment_limit,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
-            let (started, gone) = (started_tx.clone(), gone_tx.clone());
+            let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("ringway-w{i}"))
-                    .spawn(move || seed.run(&started, &gone))
+                    .spawn(move || seed.run(&started, &alarm))
                     .context("starting a worker")?,
             );
         }
@@ -150,19 +150,7 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        threads.push(
-            std::thread::Builder::new()
-                .name("ringway-hs".to_owned())
-                .spawn(move || {
-                    // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
-                    let _ = thread::set_nice(5);
-                    let _ = started_tx.send(Ok(()));
-                    if let Err(error) = HandshakeThread::new(parts).run() {
-                        tracing::error!(%error, "the handshake thread ended");
-                    }
-                })
-                .context("starting the handshake thread")?,
-        );
+        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
             device,
             workers: links,
@@ -187,7 +175,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Becomes true when the TUN device is gone.
+    /// Becomes true when the TUN device is gone, or when a thread has ended.
     #[must_use]
     pub fn gone(&self) -> watch::Receiver<bool> {
         self.gone.clone()
@@ -443,10 +431,31 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
-/// Ends the device when it is dropped, also by a panic.
-struct EndDevice<'a>(&'a watch::Sender<bool>);
+fn start_handshake(
+    parts: handshake::Parts,
+    started: Sender<Result<(), String>>,
+    alarm: Alarm,
+) -> anyhow::Result<JoinHandle<()>> {
+    let run = move || {
+        let _alarm = alarm;
+        // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
+        let _ = thread::set_nice(thread::LOW_PRIORITY);
+        let _ = started.send(Ok(()));
+        if let Err(error) = HandshakeThread::new(parts).run() {
+            tracing::error!(%error, "the handshake thread ended");
+        }
+    };
+    std::thread::Builder::new()
+        .name("ringway-hs".to_owned())
+        .spawn(run)
+        .context("starting the handshake thread")
+}
 
-impl Drop for EndDevice<'_> {
+/// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
+/// served whole any more, and the control thread ends the rest.
+struct Alarm(watch::Sender<bool>);
+
+impl Drop for Alarm {
     fn drop(&mut self) {
         let _ = self.0.send(true);
     }
@@ -461,15 +470,15 @@ struct WorkerSeed {
     tcp: bool,
     udp: bool,
     segment_limit: usize,
-    core: Option<core_affinity::CoreId>,
+    core: Option<usize>,
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, gone: &watch::Sender<bool>) {
+    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
         if let Some(core) = self.core
-            && !core_affinity::set_for_current(core)
+            && !thread::pin(core)
         {
-            tracing::warn!(core = core.id, "the worker could not be pinned");
+            tracing::warn!(core, "the worker could not be pinned");
         }
         let id = self.parts.id;
         let mut worker = match self.build() {
@@ -482,12 +491,8 @@ impl WorkerSeed {
                 return;
             }
         };
-        // A device with a worker missing would lose every packet of that worker's peers: better no device.
-        let end = EndDevice(gone);
-        match worker.run() {
-            Ok(false) => std::mem::forget(end),
-            Ok(true) => {}
-            Err(error) => tracing::error!(worker = id.0, %error, "the ring failed"),
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = id.0, %error, "the ring failed");
         }
     }
 

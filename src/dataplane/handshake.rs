@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Sockets;
-use super::admission::{Admission, Arrival, Kind, Verdict};
+use super::admission::{Admission, Arrival, Verdict};
 use super::handoff::{Bell, Handover, Request, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
 use crate::crypto::random::SystemRng;
@@ -21,10 +21,10 @@ use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::Drop;
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::timestamp::Tai64n;
-use crate::noise::{INITIATION_LEN, ToHandshaker, ToOwner};
+use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::{clock, poll, socket};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use crate::wire::wireguard::TransportHeader;
+use crate::wire::wireguard::{INITIATION_LEN, Kind, TransportHeader};
 
 /// Messages read from a socket per turn.
 const RECEIVES_PER_TURN: usize = 64;
@@ -230,15 +230,16 @@ impl HandshakeThread {
 
     /// Admission: length, mac1, under load a cookie, then the source's limit, then a queue.
     fn admit(&mut self, bytes: &[u8], endpoint: Endpoint) {
-        let Some(kind) = Kind::of(bytes) else {
-            return self.counters.drops.count(Drop::Malformed);
+        let kind = match Kind::of(bytes) {
+            Some(kind) if kind != Kind::Transport => kind,
+            _ => return self.counters.drops.count(Drop::Malformed),
         };
         self.counters.received += 1;
         let handshaker = &mut self.parts.handshaker;
         let (now, remote) = (self.now, endpoint.remote);
         let expected = match kind {
             Kind::Initiation => self.live.contains_key(&remote),
-            Kind::Response | Kind::CookieReply => handshaker.expects_answer(bytes),
+            _ => handshaker.expects_answer(bytes),
         };
         let was_under_load = self.admission.under_load(now);
         let verdict = self.admission.offer(

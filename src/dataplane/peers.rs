@@ -41,6 +41,10 @@ pub struct Peer {
     pub session: PeerSession,
     /// Its part of the worker's sum of staged bytes.
     pub staged_bytes: usize,
+    /// It waits for the worker to serve it.
+    pub due: bool,
+    /// It wants a keepalive sent if nothing else is.
+    pub keepalive: bool,
 }
 
 /// The table.
@@ -77,7 +81,8 @@ impl Peers {
         if self.slots.len() <= slot {
             self.slots.resize(slot + 1, NOBODY);
         }
-        self.slots[slot] = self.sessions.insert(Peer { id, session, staged_bytes: 0 })?;
+        self.slots[slot] =
+            self.sessions.insert(Peer { id, session, staged_bytes: 0, due: false, keepalive: false })?;
         Ok(())
     }
 

@@ -50,8 +50,8 @@ pub struct Core {
     index_key: IndexKey,
     limits: Limits,
     staged_bytes: usize,
-    /// Slots whose session has staged packets to send, or (true) a keepalive if there are none.
-    due: Vec<(u32, bool)>,
+    /// Slots whose session has staged packets or a keepalive to send; each at most once.
+    due: VecDeque<u32>,
     /// The TUN device is gone (EBADFD).
     pub device_gone: bool,
 }
@@ -88,7 +88,7 @@ impl Core {
             index_key: parts.index_key,
             limits: parts.limits,
             staged_bytes: 0,
-            due: Vec::new(),
+            due: VecDeque::new(),
             device_gone: false,
         }
     }
@@ -151,9 +151,18 @@ impl Core {
         }
         self.counters.drops.add(Drop::StagedExpired, u64::from(actions.staged_dropped));
         if actions.flush_staged || actions.keepalive {
-            self.due.push((slot, actions.keepalive));
+            self.ask(slot, actions.keepalive);
         }
         self.peers.arm(slot);
+    }
+
+    /// Has a session served: its staged packets, or a keepalive if it wants one and there are none.
+    fn ask(&mut self, slot: u32, keepalive: bool) {
+        let Some(peer) = self.peers.by_slot(slot) else { return };
+        peer.keepalive |= keepalive;
+        if !std::mem::replace(&mut peer.due, true) {
+            self.due.push_back(slot);
+        }
     }
 
     /// Keeps a packet until there is a keypair.
@@ -454,7 +463,7 @@ impl<I: Io> Worker<I> {
             }
         }
         self.each_session(|session, _| session.clear_source());
-        self.outbound.replace_sockets(sockets);
+        self.outbound.replace_sockets(&mut self.core, sockets);
     }
 
     fn with_session(&mut self, id: PeerId, act: impl FnOnce(&mut PeerSession, Time)) {
@@ -495,16 +504,16 @@ impl<I: Io> Worker<I> {
 
     /// Sends what sessions asked for: staged packets first, and a keepalive if there were none.
     fn serve_due(&mut self) {
-        let mut due = std::mem::take(&mut self.core.due);
-        let mut left = Vec::new();
-        for (slot, keepalive) in due.drain(..) {
+        // Sessions may ask again meanwhile: that is for the next turn.
+        for _ in 0..self.core.due.len() {
+            let Some(slot) = self.core.due.pop_front() else { break };
+            let Some(peer) = self.core.peers.by_slot(slot) else { continue };
+            peer.due = false;
+            let keepalive = std::mem::take(&mut peer.keepalive);
             if !self.serve(slot, keepalive) {
-                left.push((slot, keepalive));
+                self.core.ask(slot, keepalive);
             }
         }
-        // Sessions may have asked again meanwhile; what could not be served comes first.
-        left.append(&mut self.core.due);
-        self.core.due = left;
     }
 
     /// False if there was no send buffer for all of it.

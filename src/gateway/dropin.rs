@@ -57,6 +57,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
+    process::not_dumpable().context("keeping keys out of core dumps")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -129,14 +129,6 @@ impl LinkWatch {
         }
     }
 
-    /// Sets the length of the device's transmit queue, packets (IFLA_TXQLEN).
-    ///
-    /// # Errors
-    /// EPERM or ENODEV.
-    pub async fn set_tx_queue_len(&self, packets: u32) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_index(self.index).txqueuelen(packets)).await
-    }
-
     /// Sets the link's MTU, bytes.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod arena;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
+pub mod interface;
 pub mod netns;
 pub mod poll;
 pub mod process;
@@ -27,6 +28,3 @@ fn check(returned: libc::c_int) -> io::Result<libc::c_int> {
 fn check_len(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
-pub mod inherit;
-pub mod interface;
-pub mod umask;

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{netns, process};
+use super::netns;
 
 /// Says that this test does nothing here, and why, in the words that `tests/run` counts; past the capture of the test
 /// runner, which would swallow them. A failure where `RINGWAY_REQUIRE_ROOT=1` says that nothing may be skipped.
@@ -20,7 +20,7 @@ pub(crate) fn skip(why: &str) {
 
 /// Runs `test` on a thread in a fresh network namespace whose loopback is up; skips it without root.
 pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
-    if !process::is_root() {
+    if !is_root() {
         skip("needs root for a network namespace and a TUN device");
         return;
     }
@@ -50,4 +50,9 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("did not happen within two seconds");
+}
+
+fn is_root() -> bool {
+    // SAFETY: no pointer is passed; never fails.
+    unsafe { libc::geteuid() == 0 }
 }

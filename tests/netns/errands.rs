@@ -77,6 +77,8 @@ fn garbage(to: SocketAddr) {
             }
             push(&socket, &bytes);
         }
+        // Every one of them is to arrive: the kernel's queues between namespaces are short.
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -39,8 +39,8 @@ fn garbage_of_every_length_costs_a_counter() {
     assert!(site.gateway.exit_status().is_none());
     if let Some(before) = before {
         let counted = || site.gateway.drops(STRANGE).unwrap() - before;
-        wait_until("all is counted", Duration::from_secs(5), || counted() >= 2 * GARBAGE);
-        assert_eq!(counted(), 2 * GARBAGE, "each of them once");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(counted(), 2 * GARBAGE, "each once: {}", site.gateway.report().unwrap()["drops"]);
     }
 }
 
@@ -52,13 +52,13 @@ fn truncated_and_changed_datagrams_do_not_authenticate() {
     let client = &site.clients[0];
     let filter = format!("udp dst port {GATEWAY_PORT}");
     // Not delivered: else the replay window would refuse what is to be judged by its tag.
-    site.gateway.host.run("nft add table inet drop");
-    site.gateway.host.run("nft add chain inet drop in { type filter hook input priority 0 ; }");
-    site.gateway.host.run("nft add rule inet drop in iifname e0 udp dport 51820 drop");
+    site.gateway.host.run("nft add table inet closed");
+    site.gateway.host.run("nft add chain inet closed in { type filter hook input priority 0 ; }");
+    site.gateway.host.run("nft add rule inet closed in iifname e0 udp dport 51820 drop");
     let capture = Capture::start(&site.gateway.host, "e0", 0, &filter);
     assert_eq!(ping(&client.host, GATEWAY_V4, 10, 200), 0);
     let file = capture.stop();
-    site.gateway.host.run("nft delete table inet drop");
+    site.gateway.host.run("nft delete table inet closed");
     let reasons = &["unauthentic", "malformed"];
     let before = (site.gateway.drops(reasons), site.gateway.drops(&["unauthentic"]));
     run_on(&attacker, &format!("mangle {to} {}", file.display()));
@@ -66,7 +66,7 @@ fn truncated_and_changed_datagrams_do_not_authenticate() {
     assert_eq!(site.gateway.show("endpoints", &client.public), format!("198.18.0.2:{CLIENT_PORT}"));
     let after = (site.gateway.drops(reasons), site.gateway.drops(&["unauthentic"]));
     let sent = (MANGLED * udp_payloads(&file).len()) as u64;
-    assert!(sent >= 10 * MANGLED as u64);
+    assert!(sent >= 5 * MANGLED as u64, "so few were recorded: {sent}");
     assert!(before.0.is_none() || after.0 == before.0.map(|n| n + sent), "{before:?} {after:?} {sent}");
     assert!(after.1 > before.1 || before.1.is_none(), "{before:?} {after:?}");
     std::fs::remove_file(file).unwrap();
@@ -91,7 +91,10 @@ fn replayed_datagrams_are_refused() {
     assert_eq!(after, received, "no replayed packet comes out of the tunnel");
     must_reach(&client.host, GATEWAY_V4);
     let counted = site.gateway.drops(&["replayed"]);
-    assert!(before.is_none() || counted >= before.map(|n| n + 40 * 25), "{before:?} {counted:?}");
+    // The last moments before its end are not in a capture.
+    let recorded = udp_payloads(&file).len() as u64;
+    assert!(recorded >= 20, "so few were recorded: {recorded}");
+    assert!(before.is_none() || counted == before.map(|n| n + recorded * 25), "{before:?} {counted:?}");
     assert!(site.gateway.exit_status().is_none());
     std::fs::remove_file(file).unwrap();
 }

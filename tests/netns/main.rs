@@ -15,6 +15,7 @@
     reason = "a test ends by a panic that says what went wrong"
 )]
 
+mod dataplane;
 mod edits;
 mod errands;
 mod forwarding;

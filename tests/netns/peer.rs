@@ -1,11 +1,14 @@
 //! One WireGuard implementation running on one host, configured through the standard `wg`.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use ringway::metrics::drops::Drop;
 use serde_json::Value;
 
@@ -110,6 +113,8 @@ pub(crate) struct Peer {
     pub(crate) public: String,
     /// What runs.
     pub(crate) implementation: Implementation,
+    /// Its private key, in hexadecimal as the configuration protocol has it.
+    private: String,
     child: Child,
     log: PathBuf,
 }
@@ -153,6 +158,7 @@ impl Peer {
             interface: interface.to_owned(),
             public,
             implementation,
+            private: hexadecimal(private.trim()),
             child,
             log,
         };
@@ -191,6 +197,18 @@ impl Peer {
         for address in addresses {
             self.host.address(&self.interface, address);
         }
+    }
+
+    /// Makes it begin new handshakes at once, as renewal does: another private key and its own again, in one request,
+    /// end its sessions for sending.
+    pub(crate) fn renew(&self) {
+        let mut stream = UnixStream::connect(self.socket()).expect("the configuration socket");
+        let other = hexadecimal(machine("wg genkey").trim());
+        let request = format!("set=1\nprivate_key={other}\nprivate_key={}\n\n", self.private);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "errno=0\n");
     }
 
     /// `wg set INTERFACE` with the rest of the line.
@@ -283,6 +301,12 @@ impl std::ops::Drop for Peer {
             let _ = std::fs::remove_file(&self.log);
         }
     }
+}
+
+/// A base64 key in hexadecimal.
+fn hexadecimal(key: &str) -> String {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(key).expect("a key");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A new preshared key.

@@ -41,8 +41,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["sys", "types"]),
     ("config", &["sys", "types"]),
     ("netmon", &["net", "types"]),
-    ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "sys", "types"]),
-    ("client", &["dataplane", "noise", "net", "store", "config", "metrics", "sys", "types", "netmon"]),
+    ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types"]),
+    (
+        "client",
+        &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types", "netmon"],
+    ),
     ("gateway", &[ABOVE]),
     ("cli", &[ABOVE]),
     ("fuzzing", &[ABOVE]),
