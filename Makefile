@@ -42,6 +42,7 @@ test: deps tools ## all tests: unit, tidy, namespaces, interoperation (root)
 	tests/run
 
 demo: deps ## real traffic from WireGuard clients through Ringway, in namespaces of its own (root, a minute)
+	@bench-scripts/demo --check
 	@echo "Building Ringway (release); the first time this takes a few minutes"
 	cargo build --locked --release --bin ringway
 	bench-scripts/demo

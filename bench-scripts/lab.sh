@@ -3,7 +3,11 @@
 
 lab_holders=()  # pids, one per namespace, that keep it and its mounts alive
 lab_children=() # pids of everything else that was started
+lab_scratches=() # directories
 declare -A lab_holder=()
+
+# Inherited by whatever a script starts, so that what is left of it can be told from everybody else's.
+export RINGWAY_LAB=$$
 
 # Ends the script with a reason. 77 says: not permitted here.
 lab_refuse() {
@@ -11,27 +15,57 @@ lab_refuse() {
     exit 77
 }
 
-lab_needs_root() {
-    [ "$(id -u)" = 0 ] || lab_refuse "$1 needs root: it makes network namespaces and TUN devices. Try: sudo make $1"
-    [ -c /dev/net/tun ] || lab_refuse "There is no /dev/net/tun. Load the module (modprobe tun), or give the container the device (--device /dev/net/tun)."
-    if ! unshare --net --mount true 2>/dev/null; then
-        lab_refuse "Network namespaces are not permitted here. In a container: run it with --privileged, or with CAP_SYS_ADMIN and CAP_NET_ADMIN."
-    fi
-    if ! unshare --net ip tuntap add dev probe mode tun 2>/dev/null; then
-        lab_refuse "TUN devices are not permitted here (/dev/net/tun cannot be used). In a container: --device /dev/net/tun --cap-add NET_ADMIN."
-    fi
+# Refuses, with what to do about it, where there can be no namespaces or no TUN devices.
+lab_needs_root() { # TARGET of the Makefile
+    [ "$(id -u)" = 0 ] || lab_refuse "make $1 needs root: it makes network namespaces and TUN devices. Try: sudo make $1"
+    [ -c /dev/net/tun ] || lab_refuse "There is no /dev/net/tun. Load the module (modprobe tun), or give the container \
+the device (--device /dev/net/tun)."
+    unshare --net --mount mount -t tmpfs tmpfs /tmp 2>/dev/null || lab_refuse "Network and mount namespaces are not \
+permitted here. In a container: run it with --privileged, or with CAP_SYS_ADMIN and CAP_NET_ADMIN."
+    unshare --net ip tuntap add dev probe mode tun 2>/dev/null || lab_refuse "TUN devices are not permitted here \
+(/dev/net/tun cannot be used). In a container: --device /dev/net/tun --cap-add NET_ADMIN."
 }
 
-# Removes what runs left behind whose process has ended: namespaces ringway-<pid>-* and the programs in them.
+# Makes a directory for files of this run, removed at exit, and puts its path into the variable NAME. What ends with
+# .log there is shown if the script fails.
+lab_scratch() { # NAME
+    printf -v "$1" %s "$(mktemp -d "${TMPDIR:-/tmp}/ringway-$$-XXXXXX")"
+    lab_scratches+=("${!1}")
+}
+
+# Removes what runs left behind whose process has ended: namespaces ringway-<pid>-* with the programs and links in
+# them, and directories of that name for temporary files. A link between two of the namespaces goes with them.
 lab_sweep() {
-    local namespace pid
+    local namespace path pid
     while read -r namespace _; do
-        [[ $namespace =~ ^ringway-([0-9]+)- ]] || continue
-        [ -d "/proc/${BASH_REMATCH[1]}" ] && continue
+        lab_is_dead "$namespace" || continue
         echo "Removing what an earlier run left: $namespace"
-        for pid in $(ip netns pids "$namespace"); do kill -KILL "$pid" 2>/dev/null || true; done
+        for pid in $(ip netns pids "$namespace" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || true; done
         ip netns delete "$namespace" || true
     done < <(ip netns list 2>/dev/null)
+    for path in "${TMPDIR:-/tmp}"/ringway-*-*; do
+        [ -O "$path" ] && [ ! -L "$path" ] && lab_is_dead "${path##*/}" || continue
+        echo "Removing what an earlier run left: $path"
+        rm -rf -- "$path"
+    done
+}
+
+# True for a name ringway-<pid>-... whose process has ended.
+lab_is_dead() { # NAME
+    [[ $1 =~ ^ringway-([0-9]+)- ]] && [ ! -d "/proc/${BASH_REMATCH[1]}" ]
+}
+
+# What must be the same before and after a run: named namespaces, links of this machine's own namespace, and programs
+# that this script has started. Namespaces of other runs come and go; they are not looked at.
+lab_traces() {
+    local name pid
+    while read -r name _; do
+        [[ $name =~ ^ringway-([0-9]+)- ]] && [ "${BASH_REMATCH[1]}" != $$ ] || echo "namespace $name"
+    done < <(ip netns list 2>/dev/null | sort)
+    ip -o link show | awk -F': ' '{ print "link " $2 }' | sort
+    for pid in $(grep -lsxz "RINGWAY_LAB=$$" /proc/[0-9]*/environ | grep -oE '[0-9]+'); do
+        name=$(cat "/proc/$pid/comm" 2>/dev/null) && echo "process $pid $name"
+    done | grep -vE ' (grep|sort|awk|cat)$' || true
 }
 
 lab_namespace() { # ROLE
@@ -83,6 +117,23 @@ lab_daemon() { # ROLE LOG COMMAND... INTERFACE
     done
 }
 
+# Starts an iperf3 server for one test on a host and waits until it listens: one that serves a second test may still be
+# busy with the first.
+lab_iperf3_server() { # ROLE LOG COMMAND... (iperf3, or a prefix and iperf3)
+    local tries=0
+    lab_start "$@" -s -1 --forceflush
+    until grep -qs listening "$2"; do
+        [ $((tries += 1)) -le 200 ] || { echo "iperf3 does not listen on $1" >&2; return 1; }
+        sleep 0.05
+    done
+}
+
+# Waits for the program that was started last.
+lab_await() {
+    wait "$lab_pid" || true
+    unset 'lab_children[-1]'
+}
+
 lab_key() { # ROLE INTERFACE PORT: sets a fresh private key and prints the public one
     local private
     private=$(wg genkey)
@@ -107,3 +158,20 @@ lab_end() {
     done < <(ip netns list 2>/dev/null)
     lab_holders=() lab_children=() lab_holder=()
 }
+
+# At the end, however it comes: shows what the programs said if it was no good end, and removes everything.
+lab_leave() {
+    local status=$? directory file
+    lab_end
+    for directory in "${lab_scratches[@]}"; do
+        for file in "$directory"/*.log; do
+            [ "$status" != 0 ] && [ -s "$file" ] || continue
+            echo "--- ${file##*/} ended with:" >&2
+            tail -n 15 "$file" >&2
+        done
+        rm -rf -- "$directory"
+    done
+}
+trap lab_leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP

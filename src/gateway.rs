@@ -75,7 +75,7 @@ fn open_sockets(
     mark: Mark,
     key: IndexKey,
 ) -> Result<(u16, Vec<Sockets>), udp::UdpError> {
-    let group = udp::open_group(port, workers, mark, key.words())?;
+    let group = udp::open_group(port, workers, mark, key)?;
     let mut v4 = group.v4.into_iter().map(Arc::new);
     let mut v6 = group.v6.into_iter().map(Arc::new);
     let sockets = (0..=workers).map(|_| Sockets { v4: v4.next(), v6: v6.next() }).collect();
@@ -113,7 +113,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let cores = thread::cores();
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -133,11 +133,11 @@ impl Gateway {
                 segment_limit,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
-            let (started, gone) = (started_tx.clone(), gone_tx.clone());
+            let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
                 std::thread::Builder::new()
                     .name(format!("ringway-w{i}"))
-                    .spawn(move || seed.run(&started, &gone))
+                    .spawn(move || seed.run(&started, &alarm))
                     .context("starting a worker")?,
             );
         }
@@ -150,19 +150,7 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        threads.push(
-            std::thread::Builder::new()
-                .name("ringway-hs".to_owned())
-                .spawn(move || {
-                    // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
-                    let _ = thread::set_nice(5);
-                    let _ = started_tx.send(Ok(()));
-                    if let Err(error) = HandshakeThread::new(parts).run() {
-                        tracing::error!(%error, "the handshake thread ended");
-                    }
-                })
-                .context("starting the handshake thread")?,
-        );
+        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
             device,
             workers: links,
@@ -187,7 +175,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Becomes true when the TUN device is gone.
+    /// Becomes true when the TUN device is gone, or when a thread has ended.
     #[must_use]
     pub fn gone(&self) -> watch::Receiver<bool> {
         self.gone.clone()
@@ -333,7 +321,9 @@ impl DataPlane for Gateway {
     }
 
     fn set_preshared_key(&mut self, peer: PeerId, key: Option<&Secret>) {
-        self.handshake.send(ToHandshake::SetPsk(peer, key.cloned()));
+        let (done, answer) = bounded(1);
+        self.handshake.send(ToHandshake::SetPsk(peer, key.cloned(), done));
+        let _ = answer.recv_timeout(ANSWER);
         self.tell_all(|| ToWorker::ClearKeys(peer));
     }
 
@@ -361,13 +351,8 @@ impl DataPlane for Gateway {
         let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
             assignments.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
         self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
-        let workers = self.workers();
         let Ok(steering) = &mut self.steering else { return };
         for Assignment { prefix, worker, .. } in assignments {
-            // Only what the hash does not say by itself is in the map.
-            if prefix.is_host() && steering::queue_of(prefix.addr(), workers) == worker.0 {
-                continue;
-            }
             if let Err(error) = steering.set(*prefix, *worker) {
                 tracing::warn!(%error, "packets of a prefix will be handed over");
             }
@@ -446,6 +431,36 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
+fn start_handshake(
+    parts: handshake::Parts,
+    started: Sender<Result<(), String>>,
+    alarm: Alarm,
+) -> anyhow::Result<JoinHandle<()>> {
+    let run = move || {
+        let _alarm = alarm;
+        // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
+        let _ = thread::set_nice(thread::LOW_PRIORITY);
+        let _ = started.send(Ok(()));
+        if let Err(error) = HandshakeThread::new(parts).run() {
+            tracing::error!(%error, "the handshake thread ended");
+        }
+    };
+    std::thread::Builder::new()
+        .name("ringway-hs".to_owned())
+        .spawn(run)
+        .context("starting the handshake thread")
+}
+
+/// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
+/// served whole any more, and the control thread ends the rest.
+struct Alarm(watch::Sender<bool>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        let _ = self.0.send(true);
+    }
+}
+
 /// What a worker's thread is started with; everything that is bound to a thread is made on it.
 struct WorkerSeed {
     parts: worker::Parts,
@@ -455,15 +470,15 @@ struct WorkerSeed {
     tcp: bool,
     udp: bool,
     segment_limit: usize,
-    core: Option<core_affinity::CoreId>,
+    core: Option<usize>,
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, gone: &watch::Sender<bool>) {
+    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
         if let Some(core) = self.core
-            && !core_affinity::set_for_current(core)
+            && !thread::pin(core)
         {
-            tracing::warn!(core = core.id, "the worker could not be pinned");
+            tracing::warn!(core, "the worker could not be pinned");
         }
         let id = self.parts.id;
         let mut worker = match self.build() {
@@ -476,15 +491,8 @@ impl WorkerSeed {
                 return;
             }
         };
-        match worker.run() {
-            Ok(false) => {}
-            Ok(true) => {
-                let _ = gone.send(true);
-            }
-            Err(error) => {
-                tracing::error!(worker = id.0, %error, "the ring failed");
-                let _ = gone.send(true);
-            }
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = id.0, %error, "the ring failed");
         }
     }
 

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
-use crate::sys::inherit::take_fd;
+use crate::sys::process::inherited_fd;
 
 /// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
 pub const MAX_WORKERS: u16 = 256;
@@ -64,7 +64,7 @@ fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
 fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>> {
     let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
     let fd: RawFd = value.parse().with_context(|| format!("{key}={value} is no descriptor"))?;
-    take_fd(fd).map(Some).with_context(|| format!("{key}={value}"))
+    inherited_fd(fd).map(Some).with_context(|| format!("{key}={value}"))
 }
 
 /// `RINGWAY_WORKERS`: a number, or `auto` for one per core that this process may use.
@@ -123,7 +123,8 @@ mod tests {
         let fd = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
         let text = fd.to_string();
         let options = with(&[("WG_TUN_FD", &text), ("RINGWAY_WORKERS", "4")]).unwrap();
-        assert_eq!(options.tun.unwrap().as_raw_fd(), fd);
+        let same = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        assert_eq!(same(options.tun.unwrap().as_raw_fd()), same(fd));
         assert_eq!(options.workers.get(), 1, "one queue, one worker");
         for bad in ["x", "1", "-3", "999999"] {
             assert!(with(&[("WG_UAPI_FD", bad)]).unwrap_err().to_string().contains("WG_UAPI_FD"), "{bad}");

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use crate::control::device::{clamp, public_of};
+use crate::crypto::x25519::PrivateKey;
 use crate::types::Secret;
 
 /// A key in base64, bytes: 32 bytes with padding.
@@ -18,7 +18,7 @@ const KEY_TEXT: usize = 44;
 /// # Errors
 /// No randomness, or the standard output is closed.
 pub fn genkey() -> anyhow::Result<()> {
-    print_key(&clamp(random()?).0)
+    print_key(&PrivateKey::new(&random()?).to_secret().0)
 }
 
 /// `genpsk`: 32 random bytes.
@@ -36,7 +36,7 @@ pub fn genpsk() -> anyhow::Result<()> {
 pub fn pubkey() -> anyhow::Result<()> {
     let mut text = Zeroizing::new(String::with_capacity(2 * KEY_TEXT));
     io::stdin().take(2 * KEY_TEXT as u64).read_to_string(&mut text).context("standard input")?;
-    print_key(&public_of(&parse_key(&text)?).0)
+    print_key(&PrivateKey::new(&parse_key(&text)?).public().0)
 }
 
 /// A key in base64, with white space around it.
@@ -71,8 +71,8 @@ mod tests {
     fn keys_in_and_out() {
         // RFC 7748 section 6.1, Alice.
         let text = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n";
-        let public = public_of(&parse_key(text).unwrap());
-        assert_eq!(public.to_base64(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+        let key = PrivateKey::new(&parse_key(text).unwrap());
+        assert_eq!(key.public().to_base64(), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
     }
 
     #[test]

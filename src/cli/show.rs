@@ -115,12 +115,12 @@ fn text(name: &InterfaceName, show: &Show, now: SystemTime) -> String {
     out
 }
 
-/// One entry of the data plane's report: a value, an object on one line, or an array with a line for each element.
+/// One entry of the data plane's report: workers a line each, anything else on one line.
 fn report_lines(out: &mut String, key: &str, value: &Value) {
     match value {
-        Value::Array(elements) => {
-            for (place, element) in elements.iter().enumerate() {
-                let _ = writeln!(out, "  {key} {place}: {}", inline(element));
+        Value::Array(workers) if key == "workers" => {
+            for (place, worker) in workers.iter().enumerate() {
+                let _ = writeln!(out, "  worker {place}: {}", worker_text(worker));
             }
         }
         value => {
@@ -129,24 +129,56 @@ fn report_lines(out: &mut String, key: &str, value: &Value) {
     }
 }
 
-/// A value without line breaks; counters that are zero say nothing.
+/// What a worker carried, and in how large bites: all its counters are in the JSON.
+fn worker_text(worker: &Value) -> String {
+    let count = |name: &str| worker["counters"][name].as_u64().unwrap_or(0);
+    let way = |verb: &str, bytes_name: &str, packets: u64, calls: u64| {
+        // A rate for people: 53 bits are enough.
+        let each = packets as f64 / calls.max(1) as f64;
+        format!(", {} {verb} ({each:.1} packets a call)", bytes(count(bytes_name)))
+    };
+    let peers = worker["peers"].as_u64().unwrap_or(0);
+    let mut text = format!("{peers} peer{}", if peers == 1 { "" } else { "s" });
+    let receives = count("ringway_receives_total");
+    text += &way("received", "ringway_rx_bytes_total", count("ringway_rx_packets_total"), receives);
+    let sends = count("ringway_sends_total");
+    text += &way("sent", "ringway_tx_bytes_total", count("ringway_tx_packets_total"), sends);
+    let _ = write!(text, ", {} handed over", count("ringway_handed_over_total"));
+    text
+}
+
+/// A value without line breaks; counters that are zero say nothing. A switch is on or off: a boolean, an object
+/// `{"on": false, "reason": …}`, or `NAME_off`, which holds the reason or nothing.
 fn inline(value: &Value) -> String {
     match value {
         Value::Null => "(none)".to_owned(),
+        Value::Bool(on) => switch(*on, None),
         Value::String(text) => text.clone(),
         Value::Object(entries) => {
+            if let Some(on) = entries.get("on").and_then(Value::as_bool) {
+                return switch(on, entries.get("reason").and_then(Value::as_str));
+            }
             let shown: Vec<_> = entries
                 .iter()
                 .filter(|(_, value)| value.as_u64() != Some(0))
-                .map(|(key, value)| match value {
-                    Value::Object(_) => format!("{key} ({})", inline(value)),
-                    value => format!("{key} {}", inline(value)),
+                .map(|(key, value)| match (key.strip_suffix("_off"), value) {
+                    (Some(name), reason) => format!("{name} {}", switch(reason.is_null(), reason.as_str())),
+                    (None, Value::Object(_)) => format!("{key} ({})", inline(value)),
+                    (None, value) => format!("{key} {}", inline(value)),
                 })
                 .collect();
             if shown.is_empty() { "(none)".to_owned() } else { shown.join(", ") }
         }
         Value::Array(elements) => elements.iter().map(inline).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
+    }
+}
+
+fn switch(on: bool, reason: Option<&str>) -> String {
+    match (on, reason) {
+        (true, _) => "on".to_owned(),
+        (false, None) => "off".to_owned(),
+        (false, Some(reason)) => format!("off ({reason})"),
     }
 }
 
@@ -207,5 +239,4 @@ fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "show_tests.rs"]
 mod tests;

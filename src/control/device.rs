@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use subtle::ConstantTimeEq as _;
-use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
 
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer};
 use crate::control::errno::Errno;
 use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
+use crate::crypto::x25519::PrivateKey;
 use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, WorkerId};
 
 /// Most peers of a device (as the kernel's module).
@@ -252,7 +252,7 @@ impl Device {
         if same_secret(self.private_key.as_ref(), key.as_ref()) {
             return;
         }
-        self.public_key = key.as_ref().map(public_of);
+        self.public_key = key.as_ref().map(|key| *PrivateKey::new(key).public());
         if let Some(id) = self.public_key.and_then(|own| self.by_key.get(&own).copied()) {
             self.forget(id, touched);
         }
@@ -490,20 +490,5 @@ fn same_secret(a: Option<&Secret>, b: Option<&Secret>) -> bool {
     }
 }
 
-/// Clears and sets the bits of an X25519 scalar (RFC 7748 section 5), so that what is shown is what is used.
-#[must_use]
-pub fn clamp(mut key: Secret) -> Secret {
-    key.0[0] &= 0xf8;
-    key.0[31] = key.0[31] & 0x7f | 0x40;
-    key
-}
-
-/// The public key that belongs to a private key (RFC 7748).
-#[must_use]
-pub fn public_of(private: &Secret) -> PublicKey {
-    PublicKey(X25519Public::from(&StaticSecret::from(private.0)).to_bytes())
-}
-
 #[cfg(test)]
-#[path = "device_tests.rs"]
 mod tests;

@@ -14,12 +14,8 @@ impl Errno {
     pub const PROTOCOL: Self = Self(libc::EPROTO);
     /// EMSGSIZE: a line or a request beyond its limit.
     pub const TOO_LONG: Self = Self(libc::EMSGSIZE);
-    /// EADDRINUSE: the listen port is taken.
-    pub const PORT_IN_USE: Self = Self(libc::EADDRINUSE);
     /// ENOMEM: more peers or prefixes than a device holds (what the kernel's module answers).
     pub const NO_ROOM: Self = Self(libc::ENOMEM);
-    /// ENODEV: the device is gone.
-    pub const NO_DEVICE: Self = Self(libc::ENODEV);
     /// EIO: an error without a number.
     pub const IO: Self = Self(libc::EIO);
 

@@ -89,7 +89,7 @@ impl DataPlane for Fake {
 
     fn set_listen_port(&mut self, port: u16) -> Result<u16, Errno> {
         if self.refused_port == Some(port) {
-            return Err(Errno::PORT_IN_USE);
+            return Err(Errno::new(libc::EADDRINUSE));
         }
         self.calls.push(Call::ListenPort(port));
         Ok(if port == 0 { 40_000 } else { port })
@@ -165,6 +165,7 @@ impl DataPlane for Fake {
     }
 
     fn report(&mut self) -> serde_json::Value {
-        serde_json::json!({ "workers": [{ "packets": 7 }], "steering": "fake", "drops": { "malformed": 0, "replayed": 3 } })
+        let drops = serde_json::json!({ "malformed": 0, "replayed": 3 });
+        serde_json::json!({ "workers": [{ "packets": 7 }], "steering": "fake", "drops": drops })
     }
 }

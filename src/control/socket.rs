@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::net::name::InterfaceName;
-use crate::sys::umask::with_umask;
+use crate::sys::process::with_umask;
 
 /// Where `wg` looks for `IFNAME.sock`.
 pub const DIRECTORY: &str = "/var/run/wireguard";

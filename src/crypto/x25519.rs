@@ -165,7 +165,7 @@ mod tests {
     /// Not a test of correctness: prints what one operation costs in wall time
     /// (docs/decisions/0002-crypto-crates.md).
     #[test]
-    #[ignore = "a measurement"]
+    #[ignore = "measurement: what a multiplication costs"]
     fn measure() {
         let (alice, bob) = (PrivateKey::new(&Secret(ALICE)), PrivateKey::new(&Secret(BOB)));
         let rounds = 5_000;

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use crate::metrics::drops::Drop;
 use crate::mutation::holds;
-use crate::noise::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 use crate::types::Time;
+use crate::wire::wireguard::Kind;
 
 #[cfg(test)]
 mod tests;
@@ -39,43 +39,10 @@ pub const LOAD_HELD: Duration = Duration::from_secs(1);
 /// Under load begins when a queue is full to one part in this many.
 pub const LOAD_PART: usize = 8;
 
-/// The three kinds of handshake message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Type 1.
-    Initiation,
-    /// Type 2.
-    Response,
-    /// Type 3.
-    CookieReply,
-}
-
-impl Kind {
-    /// The kind of a datagram with exactly a handshake message's type and length; `None` is [`Drop::Malformed`].
-    #[must_use]
-    pub fn of(datagram: &[u8]) -> Option<Self> {
-        let kind = match datagram.first_chunk()? {
-            [1, 0, 0, 0] => Self::Initiation,
-            [2, 0, 0, 0] => Self::Response,
-            [3, 0, 0, 0] => Self::CookieReply,
-            _ => return None,
-        };
-        (datagram.len() == kind.len()).then_some(kind)
-    }
-
-    const fn len(self) -> usize {
-        match self {
-            Self::Initiation => INITIATION_LEN,
-            Self::Response => RESPONSE_LEN,
-            Self::CookieReply => COOKIE_REPLY_LEN,
-        }
-    }
-}
-
 /// What the handshake thread knows of a datagram by table look-ups alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// Its kind.
+    /// Its kind; never a transport message.
     pub kind: Kind,
     /// The outer source address.
     pub source: IpAddr,
@@ -215,9 +182,9 @@ impl<T> Admission<T> {
             }
         }
         Verdict::Queued(match kind {
-            Kind::Response | Kind::CookieReply => Class::Answer,
             Kind::Initiation if expected || !trusted => Class::Known,
             Kind::Initiation => Class::Unknown,
+            _ => Class::Answer,
         })
     }
 }

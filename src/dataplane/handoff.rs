@@ -15,6 +15,7 @@ use crate::noise::peer_session::PeerSession;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::eventfd::EventFd;
 use crate::types::{Endpoint, PeerId, Prefix, WorkerId};
+use crate::wire::wireguard::INITIATION_LEN;
 
 /// Key messages that may wait for a worker; the handshake thread begins no work while a queue is full.
 pub const KEY_QUEUE: usize = 256;
@@ -171,7 +172,7 @@ pub enum Request {
     /// A handshake message that arrived on a worker's socket (a GRO run of mixed types).
     Message {
         /// The outer payload; never longer than an initiation.
-        bytes: arrayvec::ArrayVec<u8, { crate::noise::INITIATION_LEN }>,
+        bytes: arrayvec::ArrayVec<u8, INITIATION_LEN>,
         /// Sender and sticky source.
         endpoint: Endpoint,
     },

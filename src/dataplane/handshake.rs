@@ -1,4 +1,4 @@
-//! The handshake thread: handshake messages come in through a socket of their own, pass admission, wait in three
+//! The handshake thread: handshake messages come in through a socket of their own, pass admission, wait in four
 //! bounded queues and are answered here. All public-key cryptography happens on this thread.
 //!
 //! It sleeps in poll(2): handshakes are rare beside packets, and a ring of its own would buy nothing.
@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Sockets;
-use super::admission::{Admission, Arrival, Kind, Verdict};
+use super::admission::{Admission, Arrival, Verdict};
 use super::handoff::{Bell, Handover, Request, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
 use crate::crypto::random::SystemRng;
@@ -21,15 +21,17 @@ use crate::metrics::HandshakeCounters;
 use crate::metrics::drops::Drop;
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::timestamp::Tai64n;
-use crate::noise::{INITIATION_LEN, ToHandshaker, ToOwner};
+use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::{clock, poll, socket};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use crate::wire::wireguard::TransportHeader;
+use crate::wire::wireguard::{INITIATION_LEN, Kind, TransportHeader};
 
 /// Messages read from a socket per turn.
 const RECEIVES_PER_TURN: usize = 64;
 /// Messages worked on per turn: about 2 ms of cryptography, so that requests do not wait longer.
 const WORK_PER_TURN: usize = 16;
+/// How often pending handshakes are looked through for those that are too old.
+const EXPIRY: Duration = Duration::from_secs(1);
 /// Longest sleep: pending ephemerals are erased this late at most.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -40,8 +42,8 @@ pub enum ToHandshake {
     SetPrivateKey(Option<Secret>, Sender<Vec<PeerId>>),
     /// Adds a peer; false if its key is our own.
     AddPeer(PeerId, WorkerId, PublicKey, Option<Secret>, Sender<bool>),
-    /// Sets or clears a preshared key.
-    SetPsk(PeerId, Option<Secret>),
+    /// Sets or clears a preshared key; acknowledged: every keypair made with the old one is on its way by then.
+    SetPsk(PeerId, Option<Secret>, Sender<()>),
     /// Forgets a peer; acknowledged.
     RemovePeer(PeerId, Sender<()>),
     /// Sockets of another listen port.
@@ -115,6 +117,8 @@ pub struct HandshakeThread {
     counters: HandshakeCounters,
     buffer: Box<[u8]>,
     now: Time,
+    /// When pending handshakes were last looked through.
+    expired: Time,
     stop: bool,
 }
 
@@ -133,6 +137,7 @@ impl HandshakeThread {
             counters: HandshakeCounters::default(),
             buffer: vec![0; 64 << 10].into_boxed_slice(),
             now: clock::boottime(),
+            expired: Time::default(),
             stop: false,
         }
     }
@@ -149,9 +154,17 @@ impl HandshakeThread {
             self.requests();
             self.receive();
             self.work();
-            self.parts.handshaker.expire(self.now);
+            self.expire();
         }
         Ok(())
+    }
+
+    /// Not in every turn: it costs by the number of pending handshakes, and strangers' messages make turns.
+    fn expire(&mut self) {
+        if self.now.since(self.expired) >= EXPIRY {
+            self.expired = self.now;
+            self.parts.handshaker.expire(self.now);
+        }
     }
 
     fn sleep(&mut self) -> io::Result<()> {
@@ -217,15 +230,16 @@ impl HandshakeThread {
 
     /// Admission: length, mac1, under load a cookie, then the source's limit, then a queue.
     fn admit(&mut self, bytes: &[u8], endpoint: Endpoint) {
-        let Some(kind) = Kind::of(bytes) else {
-            return self.counters.drops.count(Drop::Malformed);
+        let kind = match Kind::of(bytes) {
+            Some(kind) if kind != Kind::Transport => kind,
+            _ => return self.counters.drops.count(Drop::Malformed),
         };
         self.counters.received += 1;
         let handshaker = &mut self.parts.handshaker;
         let (now, remote) = (self.now, endpoint.remote);
         let expected = match kind {
             Kind::Initiation => self.live.contains_key(&remote),
-            Kind::Response | Kind::CookieReply => handshaker.expects_answer(bytes),
+            _ => handshaker.expects_answer(bytes),
         };
         let was_under_load = self.admission.under_load(now);
         let verdict = self.admission.offer(
@@ -349,7 +363,10 @@ impl HandshakeThread {
                 ToHandshake::AddPeer(peer, owner, key, psk, reply) => {
                     let _ = reply.send(handshaker.add_peer(peer, owner, key, psk).is_ok());
                 }
-                ToHandshake::SetPsk(peer, psk) => handshaker.set_psk(peer, psk),
+                ToHandshake::SetPsk(peer, psk, done) => {
+                    handshaker.set_psk(peer, psk);
+                    let _ = done.send(());
+                }
                 ToHandshake::RemovePeer(peer, done) => {
                     handshaker.remove_peer(peer);
                     self.live.retain(|_, live| *live != peer);

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::admission::Kind;
 use super::handoff::{Handover, Request};
 use super::io::Datagrams;
 use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
@@ -18,12 +17,11 @@ use super::worker::Core;
 use crate::crypto::aead::{self, OpeningKey};
 use crate::metrics::drops::Drop;
 use crate::mutation::holds;
-use crate::noise::INITIATION_LEN;
 use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
 use crate::sys::tun;
 use crate::types::Endpoint;
-use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::wire::wireguard::{INITIATION_LEN, Kind, TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::wire::{ip, virtio};
 
 #[cfg(test)]
@@ -85,7 +83,7 @@ impl Inbound {
     pub fn datagrams(&mut self, core: &mut Core, received: Datagrams) {
         let Datagrams { mut slot, start, len, segment, remote, source, tos, truncated } = received;
         core.counters.receives += 1;
-        if truncated || segment == 0 {
+        if truncated || segment == 0 || len == 0 {
             core.counters.drops.count(if truncated { Drop::Oversized } else { Drop::Malformed });
             return;
         }

@@ -40,6 +40,9 @@ const PLAIN_FOR: Duration = Duration::from_secs(600);
 /// run of another peer may hold open.
 const BUFFERS_PER_PACKET: usize = 3;
 
+/// The wire's constant does not know the AEAD, whose tag it counts.
+const _: () = assert!(TRANSPORT_OVERHEAD == TRANSPORT_HEADER_LEN + aead::TAG_LEN);
+
 /// Packets of one peer, gathered for one send.
 struct Run {
     slot: Slot,
@@ -103,15 +106,20 @@ impl Outbound {
             sockets,
             run: None,
             waiting: [VecDeque::with_capacity(buffers.into()), VecDeque::with_capacity(buffers.into())],
-            segment_limit: segment_limit.clamp(1, MAX_SEGMENTS),
+            // Without UDP_SEGMENT a run goes out datagram by datagram, but still fills one buffer: else a super-packet
+            // for a full socket would need one for each of its packets.
+            segment_limit: if segment_limit <= 1 { MAX_SEGMENTS } else { segment_limit.min(MAX_SEGMENTS) },
             segment_off: (segment_limit <= 1).then_some("the kernel has no UDP_SEGMENT"),
             plain: ArrayVec::new(),
         })
     }
 
-    /// Sockets of another listen port. What waits is sent through the new ones.
-    pub fn replace_sockets(&mut self, sockets: Sockets) {
+    /// Sockets of another listen port. What waits is sent through the new ones at once: nobody tells when the old
+    /// ones, which may be the last of their family, are writable.
+    pub fn replace_sockets(&mut self, core: &mut Core, sockets: Sockets) {
         self.sockets = sockets;
+        self.writable(core, Family::V4);
+        self.writable(core, Family::V6);
     }
 
     /// True if a whole packet of the TUN queue can be taken.

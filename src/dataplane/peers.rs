@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
 
 use super::allowed_ips::AllowedIps;
 use crate::mutation::holds;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Wheel;
+use crate::sys::slab::Slab;
 use crate::types::{PeerId, Time};
 
 /// Receiver indices are drawn at random by ourselves, so they are their own hash.
@@ -28,6 +30,9 @@ impl Hasher for IndexHasher {
     }
 }
 
+/// No peer of ours in this slot.
+const NOBODY: u32 = u32::MAX;
+
 /// One peer on its owner.
 pub struct Peer {
     /// Slot and generation.
@@ -36,11 +41,18 @@ pub struct Peer {
     pub session: PeerSession,
     /// Its part of the worker's sum of staged bytes.
     pub staged_bytes: usize,
+    /// It waits for the worker to serve it.
+    pub due: bool,
+    /// It wants a keepalive sent if nothing else is.
+    pub keepalive: bool,
 }
 
 /// The table.
 pub struct Peers {
-    slots: Vec<Option<Box<Peer>>>,
+    /// Where the peer of each slot stands in `sessions`; [`NOBODY`] if it is another worker's.
+    slots: Vec<u32>,
+    /// The keys: out of core dumps and out of swap.
+    sessions: Slab<Peer>,
     indices: HashMap<u32, u32, BuildHasherDefault<IndexHasher>>,
     wheel: Wheel,
     /// Prefix → (peer, owner), for the peers of every worker.
@@ -51,44 +63,65 @@ impl Peers {
     /// An empty table.
     #[must_use]
     pub fn new(allowed_ips: AllowedIps, now: Time) -> Self {
-        Self { slots: Vec::new(), indices: HashMap::default(), wheel: Wheel::new(0, now), allowed_ips }
+        Self {
+            slots: Vec::new(),
+            sessions: Slab::default(),
+            indices: HashMap::default(),
+            wheel: Wheel::new(0, now),
+            allowed_ips,
+        }
     }
 
     /// Adds a peer; an older one in the same slot must have been removed.
-    pub fn add(&mut self, id: PeerId, session: PeerSession) {
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn add(&mut self, id: PeerId, session: PeerSession) -> io::Result<()> {
         let slot = id.slot as usize;
         if self.slots.len() <= slot {
-            self.slots.resize_with(slot + 1, || None);
+            self.slots.resize(slot + 1, NOBODY);
         }
-        self.slots[slot] = Some(Box::new(Peer { id, session, staged_bytes: 0 }));
+        self.slots[slot] =
+            self.sessions.insert(Peer { id, session, staged_bytes: 0, due: false, keepalive: false })?;
+        Ok(())
     }
 
-    /// Takes a peer out; its deadline is cancelled, its indices are the caller's to release.
-    pub fn remove(&mut self, id: PeerId) -> Option<Box<Peer>> {
-        let entry = self.slots.get_mut(id.slot as usize)?;
-        if entry.as_ref()?.id != id {
-            return None;
+    /// Forgets a peer and its deadline; the indices of its keypairs are the caller's to release before.
+    pub fn remove(&mut self, id: PeerId) {
+        if self.by_id(id).is_some() {
+            self.wheel.cancel(id.slot);
+            let index = std::mem::replace(&mut self.slots[id.slot as usize], NOBODY);
+            self.sessions.remove(index);
         }
-        self.wheel.cancel(id.slot);
-        entry.take()
     }
 
     /// The peer, if it is the one of this generation.
     #[inline]
     pub fn by_id(&mut self, id: PeerId) -> Option<&mut Peer> {
-        let peer = self.slots.get_mut(id.slot as usize)?.as_deref_mut();
-        peer.filter(|peer| holds("owner-generation", peer.id == id))
+        self.by_slot(id.slot).filter(|peer| holds("owner-generation", peer.id == id))
     }
 
     /// The peer in a slot.
     #[inline]
     pub fn by_slot(&mut self, slot: u32) -> Option<&mut Peer> {
-        self.slots.get_mut(slot as usize)?.as_deref_mut()
+        self.sessions.value_mut(*self.slots.get(slot as usize)?)
+    }
+
+    /// The slots of all peers.
+    #[must_use]
+    pub fn all(&self) -> Vec<u32> {
+        self.iter().map(|peer| peer.id.slot).collect()
     }
 
     /// Every peer.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
-        self.slots.iter_mut().filter_map(|peer| peer.as_deref_mut())
+    pub fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.sessions.indices().filter_map(|index| self.sessions.value(index))
+    }
+
+    /// False if the kernel refused to keep the keys out of swap.
+    #[must_use]
+    pub fn locked(&self) -> bool {
+        self.sessions.locked()
     }
 
     /// The slot whose session has this local receiver index.
@@ -111,7 +144,7 @@ impl Peers {
     /// Sets the wheel to the session's deadline; nearly free while it only moves later.
     #[inline]
     pub fn arm(&mut self, slot: u32) {
-        let Some(peer) = self.slots.get(slot as usize).and_then(|peer| peer.as_deref()) else { return };
+        let Some(peer) = self.by_slot(slot) else { return };
         match peer.session.deadline() {
             Some(deadline) => self.wheel.schedule(slot, deadline),
             None => self.wheel.cancel(slot),
@@ -139,14 +172,15 @@ mod tests {
     fn a_peer_of_another_generation_is_not_found() {
         let mut peers = Peers::new(AllowedIps::new(), Time::default());
         let id = PeerId { slot: 2, generation: 5 };
-        peers.add(id, PeerSession::new(id, Limits::PAPER, 0));
+        peers.add(id, PeerSession::new(id, Limits::PAPER, 0)).unwrap();
         for generation in [4, 6] {
             let other = PeerId { generation, ..id };
             assert!(peers.by_id(other).is_none());
-            assert!(peers.remove(other).is_none(), "and not removed");
+            peers.remove(other);
         }
         assert!(peers.by_id(PeerId { slot: 1, ..id }).is_none());
         assert_eq!(peers.by_id(id).map(|peer| peer.id), Some(id));
-        assert!(peers.remove(id).is_some() && peers.by_id(id).is_none());
+        peers.remove(id);
+        assert!(peers.by_id(id).is_none() && peers.iter().next().is_none());
     }
 }

@@ -109,12 +109,12 @@ impl Steering {
     }
 
     /// Steers the device that `queue` belongs to, all its queues. It must have as many as there are workers, in
-    /// worker order. The device keeps program and maps until it is gone or [`detach`] is called.
+    /// worker order. The device keeps program and maps until it is gone.
     ///
     /// # Errors
     /// [`SteeringError::Attach`].
     pub fn attach(&self, queue: &impl AsFd) -> Result<(), SteeringError> {
-        tun::set_steering(queue, Some(self.program.as_fd())).map_err(SteeringError::Attach)
+        tun::set_steering(queue, self.program.as_fd()).map_err(SteeringError::Attach)
     }
 
     /// Names the owner of a prefix, or a new one. It takes effect with the next packet. Only what the hash gets
@@ -244,14 +244,6 @@ impl Steering {
     fn map(&self, prefix: Prefix) -> &PrefixMap {
         if prefix.addr().is_ipv4() { &self.v4 } else { &self.v6 }
     }
-}
-
-/// Takes the program away from the device that `queue` belongs to.
-///
-/// # Errors
-/// [`SteeringError::Attach`].
-pub fn detach(queue: &impl AsFd) -> Result<(), SteeringError> {
-    tun::set_steering(queue, None).map_err(SteeringError::Attach)
 }
 
 fn permission(error: io::Error, other: fn(io::Error) -> SteeringError) -> SteeringError {

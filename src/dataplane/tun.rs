@@ -62,7 +62,8 @@ pub enum TunError {
     NoDriver,
     /// EPERM or EACCES.
     #[error(
-        "no permission to make the TUN device {name}: CAP_NET_ADMIN in this network namespace and access to /dev/net/tun are needed"
+        "no permission to make the TUN device {name}: CAP_NET_ADMIN in this network namespace and access to \
+         /dev/net/tun are needed"
     )]
     NotPermitted {
         /// The name asked for.
@@ -75,7 +76,11 @@ pub enum TunError {
         name: String,
     },
     /// EINVAL for a device that exists.
-    #[error("the device {name} exists and cannot be used with {queues} queue(s): it is no TUN device, or was made {}; delete it (ip link del {name})", if *queues > 1 { "without multi_queue" } else { "with multi_queue" })]
+    #[error(
+        "the device {name} exists and cannot be used with {queues} queue(s): it is no TUN device, or was made {} \
+         multi_queue; delete it (ip link del {name})",
+        if *queues > 1 { "without" } else { "with" }
+    )]
     Different {
         /// The name asked for.
         name: String,

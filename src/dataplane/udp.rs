@@ -17,9 +17,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::noise::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
+use crate::noise::index::{IndexKey, M0, M1, M2, SHIFTS};
 use crate::sys::socket;
 use crate::types::Mark;
+use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN, TRANSPORT_OVERHEAD};
 
 /// Send and receive buffer of each socket, bytes.
 pub const SOCKET_BUFFER: i32 = 4 << 20;
@@ -27,29 +28,6 @@ pub const SOCKET_BUFFER: i32 = 4 << 20;
 pub const MAX_WORKERS: u16 = 256;
 /// How often a free port is asked for that both families have.
 const PORT_ATTEMPTS: u32 = 16;
-/// Shortest transport message: header and tag (white paper, section 5.4.6).
-const TRANSPORT_MIN: u32 = 32;
-
-const M0: u32 = 0x9E37_79B1;
-const M1: u32 = 0x85EB_CA77;
-const M2: u32 = 0xC2B2_AE3D;
-
-/// The keyed hash of a receiver index; modulo the number of workers it names the owner. The program on the group
-/// computes the same.
-#[must_use]
-pub fn index_hash(words: [u32; 3], index: u32) -> u32 {
-    // The program loads the field, which is little-endian, as big-endian.
-    let mut x = index.swap_bytes();
-    x ^= words[0];
-    x = x.wrapping_mul(M0);
-    x ^= x >> 15;
-    x = x.wrapping_add(words[1]);
-    x = x.wrapping_mul(M1);
-    x ^= x >> 13;
-    x ^= words[2];
-    x = x.wrapping_mul(M2);
-    x ^ (x >> 16)
-}
 
 /// The sockets of one port. A family that the host does not have is empty.
 #[derive(Debug)]
@@ -114,11 +92,11 @@ impl UdpError {
 }
 
 /// Opens the groups of both families on `port` (0: one that the kernel finds free), with `mark` on every socket if
-/// it is not 0. `key` is the key of [`index_hash`].
+/// it is not 0. `key` names the worker of a receiver index.
 ///
 /// # Errors
 /// See [`UdpError`]; nothing stays open.
-pub fn open_group(port: u16, workers: u16, mark: Mark, key: [u32; 3]) -> Result<UdpGroup, UdpError> {
+pub fn open_group(port: u16, workers: u16, mark: Mark, key: IndexKey) -> Result<UdpGroup, UdpError> {
     if !(1..=MAX_WORKERS).contains(&workers) {
         return Err(UdpError::Workers(workers));
     }
@@ -276,7 +254,7 @@ const fn type_word(message: u8) -> u32 {
 /// The program on the group, in classic BPF (Linux `Documentation/networking/filter.rst`): A is the accumulator, X
 /// the index register, offset 0 the first byte of the UDP payload; a load beyond the end would end the program
 /// with 0, so the length is checked first.
-fn program(workers: u16, key: [u32; 3]) -> Vec<libc::sock_filter> {
+fn program(workers: u16, key: IndexKey) -> Vec<libc::sock_filter> {
     use libc::{
         BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LEN, BPF_MISC,
         BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_TXA, BPF_W, BPF_X, BPF_XOR,
@@ -298,7 +276,7 @@ fn program(workers: u16, key: [u32; 3]) -> Vec<libc::sock_filter> {
     let xor_x = insn(BPF_ALU | BPF_XOR | BPF_X, 0);
     let mut program = vec![
         insn(BPF_LD | BPF_W | BPF_LEN, 0),
-        jump(1, BPF_JGE, TRANSPORT_MIN, 2, SPREAD),
+        jump(1, BPF_JGE, TRANSPORT_OVERHEAD as u32, 2, SPREAD),
         tax,
         insn(BPF_LD | BPF_W | BPF_ABS, 0),
         jump(4, BPF_JEQ, type_word(4), HASH, 5),
@@ -312,26 +290,27 @@ fn program(workers: u16, key: [u32; 3]) -> Vec<libc::sock_filter> {
         program.extend([txa, jump(at + 1, BPF_JEQ, len as u32, HANDSHAKE, SPREAD)]);
     }
     let workers = u32::from(workers);
+    let [k0, k1, k2] = key.words();
     program.extend([
         insn(BPF_RET | BPF_K, workers),
         // No socket has this place: the kernel then spreads by its own hash.
         insn(BPF_RET | BPF_K, u32::MAX),
-        // `index_hash`, line by line.
+        // `IndexKey::owner`, line by line.
         insn(BPF_LD | BPF_W | BPF_ABS, 4),
-        alu(BPF_XOR, key[0]),
+        alu(BPF_XOR, k0),
         alu(BPF_MUL, M0),
         tax,
-        alu(BPF_RSH, 15),
+        alu(BPF_RSH, SHIFTS[0]),
         xor_x,
-        alu(BPF_ADD, key[1]),
+        alu(BPF_ADD, k1),
         alu(BPF_MUL, M1),
         tax,
-        alu(BPF_RSH, 13),
+        alu(BPF_RSH, SHIFTS[1]),
         xor_x,
-        alu(BPF_XOR, key[2]),
+        alu(BPF_XOR, k2),
         alu(BPF_MUL, M2),
         tax,
-        alu(BPF_RSH, 16),
+        alu(BPF_RSH, SHIFTS[2]),
         xor_x,
         alu(BPF_MOD, workers),
         insn(BPF_RET | BPF_A, 0),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Sockets;
 use super::handoff::{
-    Handover, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
+    Handover, KEY_QUEUE, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
@@ -50,8 +50,8 @@ pub struct Core {
     index_key: IndexKey,
     limits: Limits,
     staged_bytes: usize,
-    /// Slots whose session has staged packets to send, or (true) a keepalive if there are none.
-    due: Vec<(u32, bool)>,
+    /// Slots whose session has staged packets or a keepalive to send; each at most once.
+    due: VecDeque<u32>,
     /// The TUN device is gone (EBADFD).
     pub device_gone: bool,
 }
@@ -88,7 +88,7 @@ impl Core {
             index_key: parts.index_key,
             limits: parts.limits,
             staged_bytes: 0,
-            due: Vec::new(),
+            due: VecDeque::new(),
             device_gone: false,
         }
     }
@@ -151,9 +151,18 @@ impl Core {
         }
         self.counters.drops.add(Drop::StagedExpired, u64::from(actions.staged_dropped));
         if actions.flush_staged || actions.keepalive {
-            self.due.push((slot, actions.keepalive));
+            self.ask(slot, actions.keepalive);
         }
         self.peers.arm(slot);
+    }
+
+    /// Has a session served: its staged packets, or a keepalive if it wants one and there are none.
+    fn ask(&mut self, slot: u32, keepalive: bool) {
+        let Some(peer) = self.peers.by_slot(slot) else { return };
+        peer.keepalive |= keepalive;
+        if !std::mem::replace(&mut peer.due, true) {
+            self.due.push_back(slot);
+        }
     }
 
     /// Keeps a packet until there is a keypair.
@@ -216,8 +225,7 @@ impl<I: Io> Worker<I> {
         let mut events = std::mem::take(&mut self.events);
         let waited = self.io.wait(timeout, &mut events);
         self.inbox.bell.awake();
-        self.core.now = clock::boottime();
-        self.core.counters.turns += 1;
+        self.advance(clock::boottime());
         for event in events.drain(..) {
             self.event(event);
         }
@@ -229,8 +237,20 @@ impl<I: Io> Worker<I> {
         self.serve_due();
         self.unstall();
         self.outbound.flush(&mut self.core);
+        self.arm_waiting();
         self.core.send_backlog();
         waited
+    }
+
+    /// The clock was read. After a jump past Reject-After-Time (the host was suspended) expired keys are wiped at once,
+    /// not when their timers are next looked at.
+    fn advance(&mut self, now: Time) {
+        let jumped = now.since(self.core.now) >= self.core.limits.reject_after_time;
+        self.core.now = self.core.now.max(now);
+        self.core.counters.turns += 1;
+        if jumped {
+            self.each_session(PeerSession::erase_expired);
+        }
     }
 
     /// How long the loop may sleep: not at all while something is queued, else until the next deadline.
@@ -256,12 +276,7 @@ impl<I: Io> Worker<I> {
                 self.inbound.datagrams(&mut self.core, received);
             }
             Event::Wake => {}
-            Event::Writable(Target::Udp(family)) => {
-                self.outbound.writable(&mut self.core, family);
-                if self.outbound.is_waiting(family) {
-                    self.io.arm_writable(Target::Udp(family));
-                }
-            }
+            Event::Writable(Target::Udp(family)) => self.outbound.writable(&mut self.core, family),
             Event::Writable(Target::Tun) => {}
             Event::Failed(Target::Tun, libc::EBADFD) => self.core.device_gone = true,
             Event::Failed(..) => {}
@@ -278,7 +293,6 @@ impl<I: Io> Worker<I> {
             }
             self.stalled.push_back(read);
         }
-        self.arm_waiting();
     }
 
     /// Steps 2 to 4 of the outbound way.
@@ -306,6 +320,7 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    /// Every run that waits for a socket needs somebody to wake it.
     fn arm_waiting(&mut self) {
         for family in [Family::V4, Family::V6] {
             if self.outbound.is_waiting(family) {
@@ -326,16 +341,15 @@ impl<I: Io> Worker<I> {
                 self.io.read_tun(true);
             }
         }
-        self.arm_waiting();
     }
 
     fn messages(&mut self) {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Ok(message) = self.inbox.keys.try_recv() else { break };
-            self.key_message(message);
-        }
+        self.key_messages();
         for _ in 0..MESSAGES_PER_TURN {
             let Ok(message) = self.inbox.control.try_recv() else { break };
+            // A message that ends keys is sent only after the handshake thread has acknowledged it: what it installed
+            // before is in the queue by now, and must not come to life after the message that ends it.
+            self.key_messages();
             self.control_message(message);
         }
         for _ in 0..MESSAGES_PER_TURN {
@@ -353,6 +367,14 @@ impl<I: Io> Worker<I> {
             }
         }
         self.outbound.flush(&mut self.core);
+    }
+
+    /// All that is there; bounded by the queue.
+    fn key_messages(&mut self) {
+        for _ in 0..KEY_QUEUE {
+            let Ok(message) = self.inbox.keys.try_recv() else { break };
+            self.key_message(message);
+        }
     }
 
     fn key_message(&mut self, message: ToOwner) {
@@ -396,13 +418,15 @@ impl<I: Io> Worker<I> {
         match message {
             ToWorker::AddPeer(id) => {
                 let seed = u64::from(id.slot) ^ now.as_nanos();
-                core.peers.add(id, PeerSession::new(id, core.limits, seed));
+                if let Err(error) = core.peers.add(id, PeerSession::new(id, core.limits, seed)) {
+                    tracing::error!(%error, "no memory for a peer's session");
+                }
             }
             ToWorker::RemovePeer(id, done) => {
                 self.remove_peer(id);
                 let _ = done.send(());
             }
-            ToWorker::ClearAllKeys => self.clear_all(),
+            ToWorker::ClearAllKeys => self.each_session(|session, _| session.clear()),
             ToWorker::ClearKeys(id) => self.with_session(id, |session, _| session.clear()),
             ToWorker::SetEndpoint(id, remote) => {
                 self.with_session(id, |session, now| session.set_endpoint(Some(remote), now));
@@ -421,7 +445,7 @@ impl<I: Io> Worker<I> {
                 }
                 let _ = done.send(());
             }
-            ToWorker::ClearSources => core.peers.iter_mut().for_each(|peer| peer.session.clear_source()),
+            ToWorker::ClearSources => self.each_session(|session, _| session.clear_source()),
             ToWorker::SetMtu(mtu) => core.mtu = mtu,
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
             ToWorker::Report(reply) => {
@@ -438,8 +462,8 @@ impl<I: Io> Worker<I> {
                 tracing::error!(?family, %error, "the new listen port is not read");
             }
         }
-        self.core.peers.iter_mut().for_each(|peer| peer.session.clear_source());
-        self.outbound.replace_sockets(sockets);
+        self.each_session(|session, _| session.clear_source());
+        self.outbound.replace_sockets(&mut self.core, sockets);
     }
 
     fn with_session(&mut self, id: PeerId, act: impl FnOnce(&mut PeerSession, Time)) {
@@ -450,11 +474,11 @@ impl<I: Io> Worker<I> {
         }
     }
 
-    fn clear_all(&mut self) {
-        let slots: Vec<u32> = self.core.peers.iter_mut().map(|peer| peer.id.slot).collect();
-        for slot in slots {
+    fn each_session(&mut self, act: impl Fn(&mut PeerSession, Time)) {
+        let now = self.core.now;
+        for slot in self.core.peers.all() {
             if let Some(peer) = self.core.peers.by_slot(slot) {
-                peer.session.clear();
+                act(&mut peer.session, now);
             }
             self.core.settle(slot);
         }
@@ -480,16 +504,16 @@ impl<I: Io> Worker<I> {
 
     /// Sends what sessions asked for: staged packets first, and a keepalive if there were none.
     fn serve_due(&mut self) {
-        let mut due = std::mem::take(&mut self.core.due);
-        let mut left = Vec::new();
-        for (slot, keepalive) in due.drain(..) {
+        // Sessions may ask again meanwhile: that is for the next turn.
+        for _ in 0..self.core.due.len() {
+            let Some(slot) = self.core.due.pop_front() else { break };
+            let Some(peer) = self.core.peers.by_slot(slot) else { continue };
+            peer.due = false;
+            let keepalive = std::mem::take(&mut peer.keepalive);
             if !self.serve(slot, keepalive) {
-                left.push((slot, keepalive));
+                self.core.ask(slot, keepalive);
             }
         }
-        // Sessions may have asked again meanwhile; what could not be served comes first.
-        left.append(&mut self.core.due);
-        self.core.due = left;
     }
 
     /// False if there was no send buffer for all of it.
@@ -526,7 +550,7 @@ impl<I: Io> Worker<I> {
         WorkerReport {
             worker: core.id,
             counters: core.counters.clone(),
-            peers: core.peers.iter_mut().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
+            peers: core.peers.iter().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
             send_offload_off: self.outbound.segment_off,
             write_offload_off: self.inbound.write_offload_off,
         }

@@ -27,8 +27,6 @@ use crate::sys::process::{self, Daemon};
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
 /// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
-/// A super-packet of at most this many bytes still fits one UDP_SEGMENT send when it is sealed.
-const GSO_MAX_SIZE: u32 = 61_000;
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -59,6 +57,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
+    process::not_dumpable().context("keeping keys out of core dumps")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -101,9 +100,6 @@ async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     if made {
         watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
-    }
-    if let Err(error) = watch.set_gso_max_size(GSO_MAX_SIZE).await {
-        tracing::info!(%error, "gso_max_size stays: a super-packet may need two sends");
     }
     let gateway = Gateway::start(device, options.limits)?;
     if let Ok(state) = watch.state().await {

@@ -46,12 +46,14 @@ counters! {
         stalls "ringway_stalls_total" "times that reading from the TUN queue was paused for want of a send buffer";
         source_resets "ringway_source_resets_total" "sends repeated without their sticky source address";
         segment_fallbacks "ringway_segment_fallbacks_total" "segmented sends repeated as plain datagrams";
-        coalesce_fallbacks "ringway_coalesce_fallbacks_total" "super-packets that the TUN device refused, written packet by packet";
+        coalesce_fallbacks "ringway_coalesce_fallbacks_total"
+            "super-packets that the TUN device refused, written packet by packet";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
         sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";
         completions "ringway_ring_completions_total" "io_uring completions handled";
-        buffers_exhausted "ringway_receive_buffers_exhausted_total" "multishot receives that ended for want of a buffer";
+        buffers_exhausted "ringway_receive_buffers_exhausted_total"
+            "multishot receives that ended for want of a buffer";
     }
 }
 

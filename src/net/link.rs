@@ -129,26 +129,6 @@ impl LinkWatch {
         }
     }
 
-    /// Sets how large a super-packet the stack may hand to the device, bytes (IFLA_GSO_MAX_SIZE, and
-    /// IFLA_GSO_IPV4_MAX_SIZE where the kernel has it, 6.3): small enough that, sealed, it fits one UDP_SEGMENT send.
-    ///
-    /// # Errors
-    /// EPERM, ENODEV, or EINVAL above what the device takes.
-    pub async fn set_gso_max_size(&self, bytes: u32) -> io::Result<()> {
-        let link = LinkUnspec::new_with_index(self.index)
-            .append_extra_attribute(LinkAttribute::GsoMaxSize(bytes))
-            .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(bytes));
-        self.change(link).await
-    }
-
-    /// Sets the length of the device's transmit queue, packets (IFLA_TXQLEN).
-    ///
-    /// # Errors
-    /// EPERM or ENODEV.
-    pub async fn set_tx_queue_len(&self, packets: u32) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_index(self.index).txqueuelen(packets)).await
-    }
-
     /// Sets the link's MTU, bytes.
     ///
     /// # Errors
@@ -233,5 +213,4 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
 }
 
 #[cfg(test)]
-#[path = "link_tests.rs"]
 mod tests;

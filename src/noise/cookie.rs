@@ -17,10 +17,10 @@ use rand_core::CryptoRng;
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::COOKIE_REPLY_LEN;
 use crate::crypto::hash::{MAC_LEN, hash, mac};
 use crate::mutation::holds;
 use crate::types::{PublicKey, Secret, Time};
+use crate::wire::wireguard::COOKIE_REPLY_LEN;
 
 /// Length of a cookie, bytes.
 pub const COOKIE_LEN: usize = 16;

@@ -23,10 +23,11 @@ use self::exchange::{Agreed, Claimed, Symmetric};
 use super::cookie::{CookieChecker, PeerCookie, receiver_of};
 use super::index::{IndexKey, IndexState, IndexTable};
 use super::timestamp::Tai64n;
-use super::{COOKIE_REPLY_LEN, INITIATION_LEN, NewKeypair, RESPONSE_LEN, Role, ToOwner};
+use super::{NewKeypair, Role, ToOwner};
 use crate::crypto::x25519::{LowOrder, PrivateKey};
 use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
+use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 
 mod exchange;
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! the Linux kernel's module.
 
 use crate::types::{Endpoint, PeerId, Secret};
+use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
 pub mod cookie;
 pub mod handshaker;
@@ -19,13 +20,6 @@ pub mod peer_session;
 pub mod replay;
 pub mod timers;
 pub mod timestamp;
-
-/// Length of a handshake initiation (type 1), bytes.
-pub const INITIATION_LEN: usize = 148;
-/// Length of a handshake response (type 2), bytes.
-pub const RESPONSE_LEN: usize = 92;
-/// Length of a cookie reply (type 3), bytes.
-pub const COOKIE_REPLY_LEN: usize = 64;
 
 /// Which side of the handshake made a keypair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,11 +26,12 @@ use arrayvec::ArrayVec;
 
 use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, Secret, Time};
+use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
 use super::keypair::{Keypairs, PLACES};
 use super::replay::Rejected;
 use super::timers::Limits;
-use super::{INITIATION_LEN, NewKeypair, RESPONSE_LEN, Role};
+use super::{NewKeypair, Role};
 
 pub use super::keypair::KeypairRef;
 

@@ -70,7 +70,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_is_that_of_time(a in 0u64..1 << 40, b in 0u64..1 << 40, x in 0u32..1_000_000_000, y in 0u32..1_000_000_000) {
+        fn order_is_that_of_time(
+            a in 0u64..1 << 40,
+            b in 0u64..1 << 40,
+            x in 0u32..1_000_000_000,
+            y in 0u32..1_000_000_000,
+        ) {
             let (one, two) = (Duration::new(a, x), Duration::new(b, y));
             let (early, late) = if one < two { (one, two) } else { (two, one) };
             prop_assert!(Tai64n::from_unix(early) <= Tai64n::from_unix(late));

@@ -269,7 +269,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_stack_of_indices(count in 1_u16..20, steps in prop::collection::vec((any::<bool>(), 0_usize..20), 0..200)) {
+        fn behaves_like_a_stack_of_indices(
+            count in 1_u16..20,
+            steps in prop::collection::vec((any::<bool>(), 0_usize..20), 0..200),
+        ) {
             let arena = Arena::new(count, 8).unwrap();
             let mut model: Vec<u16> = (0..count).rev().collect();
             let mut held: Vec<Slot> = Vec::new();

@@ -8,9 +8,11 @@ pub mod arena;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
+pub mod interface;
 pub mod netns;
 pub mod poll;
 pub mod process;
+pub mod slab;
 pub mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +28,3 @@ fn check(returned: libc::c_int) -> io::Result<libc::c_int> {
 fn check_len(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
-pub mod inherit;
-pub mod interface;
-pub mod umask;

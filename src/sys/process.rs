@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use super::check;
 
@@ -159,9 +160,10 @@ pub fn not_dumpable() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
-/// Runs `job` with this file creation mask and restores the old one: a socket is private from its first moment. The
-/// mask is the process's: let no other thread make files meanwhile.
-pub fn with_umask<T>(mask: u32, job: impl FnOnce() -> T) -> T {
+/// Runs `job` with this file creation mask and restores the old one, also when the job unwinds: a socket is private
+/// from its first moment. The mask is the process's: a file that another thread makes meanwhile gets it too, so keep
+/// it strict and the job short.
+pub fn with_umask<T>(mask: libc::mode_t, job: impl FnOnce() -> T) -> T {
     struct Restore(libc::mode_t);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -169,16 +171,12 @@ pub fn with_umask<T>(mask: u32, job: impl FnOnce() -> T) -> T {
             unsafe { libc::umask(self.0) };
         }
     }
+    /// One change at a time: two at once would put back each other's mask.
+    static CHANGING: Mutex<()> = Mutex::new(());
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: no pointer is passed; never fails.
     let _restore = Restore(unsafe { libc::umask(mask & 0o777) });
     job()
-}
-
-/// True if the effective user is root.
-#[must_use]
-pub fn is_root() -> bool {
-    // SAFETY: no pointer is passed; never fails.
-    unsafe { libc::geteuid() == 0 }
 }
 
 #[cfg(test)]

@@ -1,19 +1,27 @@
 //! Help for tests that need root: a network namespace of their own, or a printed reason for not running.
 
+use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{netns, process};
+use super::netns;
 
-/// Runs `test` on a thread in a fresh network namespace whose loopback is up. Without root it prints why it does
-/// nothing, or panics where `RINGWAY_REQUIRE_ROOT=1` says that nothing may be skipped.
+/// Says that this test does nothing here, and why, in the words that `tests/run` counts; past the capture of the test
+/// runner, which would swallow them. A failure where `RINGWAY_REQUIRE_ROOT=1` says that nothing may be skipped.
+pub(crate) fn skip(why: &str) {
+    assert!(
+        std::env::var_os("RINGWAY_REQUIRE_ROOT").is_none_or(|value| value != "1"),
+        "this test {why}, and RINGWAY_REQUIRE_ROOT=1 forbids skipping it"
+    );
+    let thread = std::thread::current();
+    let line = format!("RINGWAY-SKIPPED {}: {why}\n", thread.name().unwrap_or("main"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Runs `test` on a thread in a fresh network namespace whose loopback is up; skips it without root.
 pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
-    if !process::is_root() {
-        assert!(
-            std::env::var_os("RINGWAY_REQUIRE_ROOT").is_none_or(|v| v != "1"),
-            "this test needs root, and RINGWAY_REQUIRE_ROOT=1 forbids skipping it"
-        );
-        println!("skipped: needs root for a network namespace and a TUN device");
+    if !is_root() {
+        skip("needs root for a network namespace and a TUN device");
         return;
     }
     let thread = std::thread::spawn(|| {
@@ -42,4 +50,9 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("did not happen within two seconds");
+}
+
+fn is_root() -> bool {
+    // SAFETY: no pointer is passed; never fails.
+    unsafe { libc::geteuid() == 0 }
 }

@@ -1,6 +1,5 @@
 //! Where a thread runs and how important it is.
 
-use std::ffi::CString;
 use std::io;
 
 use core_affinity::CoreId;
@@ -30,14 +29,6 @@ pub fn pin(core: usize) -> bool {
 pub fn set_nice(nice: i32) -> io::Result<()> {
     // SAFETY: no pointer is passed; 0 names the calling thread.
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
-}
-
-/// Names the calling thread as `top -H` shows it. The kernel keeps 15 bytes; a name with a NUL is cut there.
-pub fn set_name(name: &str) {
-    let text = name.split('\0').next().unwrap_or_default();
-    let Ok(text) = CString::new(text) else { return };
-    // SAFETY: `text` is a NUL-terminated string; the kernel copies at most 16 bytes. It cannot fail otherwise.
-    unsafe { libc::prctl(libc::PR_SET_NAME, text.as_ptr()) };
 }
 
 #[cfg(test)]
@@ -72,18 +63,5 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(nice(), before);
-    }
-
-    #[test]
-    fn names_are_cut() {
-        std::thread::spawn(|| {
-            set_name("handshake-thread-with-a-long-name");
-            let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
-            assert_eq!(name.trim_end(), "handshake-threa");
-            set_name("a\0b");
-            assert_eq!(std::fs::read_to_string("/proc/thread-self/comm").unwrap().trim_end(), "a");
-        })
-        .join()
-        .unwrap();
     }
 }

@@ -107,12 +107,12 @@ pub fn set_offload(queue: &impl AsFd, features: u32) -> io::Result<()> {
 }
 
 /// Sets the eBPF program that names the queue of each packet to the reader (TUNSETSTEERINGEBPF, result modulo the
-/// number of queues), or takes it away. A property of the device.
+/// number of queues). A property of the device.
 ///
 /// # Errors
 /// EINVAL if the program is no socket filter.
-pub fn set_steering(queue: &impl AsFd, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let number: libc::c_int = program.map_or(-1, |fd| fd.as_raw_fd());
+pub fn set_steering(queue: &impl AsFd, program: BorrowedFd<'_>) -> io::Result<()> {
+    let number: libc::c_int = program.as_raw_fd();
     // SAFETY: the kernel reads one int. (Its header declares the call as a read; it is not.)
     check(unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) })
         .map(drop)

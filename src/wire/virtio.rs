@@ -7,8 +7,6 @@ pub const LEN: usize = 10;
 
 /// `flags`: the checksum at `csum_start + csum_offset` holds the pseudo-header's sum only and is to be completed.
 pub const NEEDS_CSUM: u8 = 1;
-/// `flags`: the checksum was verified.
-pub const DATA_VALID: u8 = 2;
 
 /// `gso_type`: one packet.
 pub const GSO_NONE: u8 = 0;
@@ -24,7 +22,7 @@ pub const GSO_ECN: u8 = 0x80;
 /// The header. Nothing in it is checked against the packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// [`NEEDS_CSUM`], [`DATA_VALID`].
+    /// [`NEEDS_CSUM`], and bits that are ignored.
     pub flags: u8,
     /// One of the `GSO_` numbers, perhaps with [`GSO_ECN`].
     pub gso_type: u8,

@@ -11,10 +11,9 @@ pub const RESPONSE_LEN: usize = 92;
 pub const COOKIE_REPLY_LEN: usize = 64;
 /// Length of a transport message's header, bytes: type, receiver index, counter.
 pub const TRANSPORT_HEADER_LEN: usize = 16;
-/// Length of the authentication tag behind a transport message's ciphertext, bytes.
-pub const TAG_LEN: usize = 16;
-/// What a transport message adds to its padded payload, bytes. A message of this length alone is a keepalive.
-pub const TRANSPORT_OVERHEAD: usize = TRANSPORT_HEADER_LEN + TAG_LEN;
+/// What a transport message adds to its padded payload, bytes: header and authentication tag. A message of this
+/// length alone is a keepalive.
+pub const TRANSPORT_OVERHEAD: usize = TRANSPORT_HEADER_LEN + 16;
 /// Payloads are padded to a multiple of this, bytes.
 pub const PADDING_MULTIPLE: usize = 16;
 
@@ -138,7 +137,7 @@ mod tests {
         assert_eq!(bytes, [4, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
         let mut message = bytes.to_vec();
         assert_eq!(TransportHeader::parse(&message), None);
-        message.extend([0; TAG_LEN]);
+        message.extend([0; TRANSPORT_OVERHEAD - TRANSPORT_HEADER_LEN]);
         assert_eq!(TransportHeader::parse(&message), Some(header));
         message[0] = 1;
         assert_eq!(TransportHeader::parse(&message), None);

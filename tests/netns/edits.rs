@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Host, Lab, wait_until};
 use crate::peer::{Implementation, Remote, preshared_key, stranger};
 use crate::topology::{GATEWAY_V4, Plan, client_prefixes};
-use crate::traffic::{Flow, must_reach, ping};
+use crate::traffic::{Flow, Way, must_reach, ping};
 
 #[test]
 fn wg_set_touches_nobody_else() {
@@ -106,4 +106,98 @@ fn a_changed_listen_port_is_taken_up() {
         client.show("endpoints", &site.gateway.public) == "198.18.0.1:52000"
     });
     must_reach(&client.host, GATEWAY_V4);
+}
+
+/// The listen port moves four times under a stream to the client, who follows: nothing of it is lost.
+#[test]
+fn a_listen_port_changes_under_load() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(&lab);
+    let (client, gateway) = (&site.clients[0], &site.gateway);
+    must_reach(&client.host, GATEWAY_V4);
+    let flow = Flow {
+        way: Way::Down,
+        seconds: 6,
+        udp: Some("10M"),
+        ..Flow::udp(&client.host, &gateway.host, GATEWAY_V4)
+    };
+    let flow = flow.start();
+    for port in 52_001..=52_004 {
+        std::thread::sleep(Duration::from_secs(1));
+        gateway.set(&format!("listen-port {port}"));
+    }
+    let report = flow.finish();
+    assert!(report.packets > 3000, "{report:?}");
+    assert_eq!((report.lost, report.out_of_order), (0, 0), "{report:?}");
+    assert_eq!(client.show("endpoints", &gateway.public), "198.18.0.1:52004");
+    let sockets = gateway.host.run("ss -H -u -a -n sport >= :51820 and sport <= :52003");
+    assert_eq!(sockets, "", "the old ports are free");
+}
+
+/// Packets from `port` that leave a host with and without the mark 0x77.
+struct Marks<'a> {
+    host: &'a Host,
+}
+
+impl Marks<'_> {
+    fn watch(host: &Host, port: u16) -> Marks<'_> {
+        host.run("nft add table inet watch");
+        host.run("nft add chain inet watch out { type filter hook output priority 0 ; }");
+        host.run(&format!("nft add rule inet watch out udp sport {port} meta mark 0x77 counter"));
+        host.run(&format!("nft add rule inet watch out udp sport {port} meta mark != 0x77 counter"));
+        Marks { host }
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        let text = self.host.run("nft list table inet watch");
+        let counts = text.lines().filter_map(|line| line.split_once("counter packets "));
+        counts.map(|(_, rest)| rest.split(' ').next().unwrap().parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Marks<'_> {
+    fn drop(&mut self) {
+        let _ = self.host.attempt("nft delete table inet watch");
+    }
+}
+
+#[test]
+fn a_fwmark_is_on_every_outer_socket() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(&lab);
+    let (client, gateway) = (&site.clients[0], &site.gateway);
+    must_reach(&client.host, GATEWAY_V4);
+    let flow = Flow {
+        way: Way::Down,
+        seconds: 3,
+        udp: Some("10M"),
+        ..Flow::udp(&client.host, &gateway.host, GATEWAY_V4)
+    };
+    let flow = flow.start();
+    std::thread::sleep(Duration::from_secs(1));
+    gateway.set("fwmark 0x77");
+    {
+        let marks = Marks::watch(&gateway.host, 51_820);
+        let report = flow.finish();
+        assert_eq!((report.lost, report.out_of_order), (0, 0), "{report:?}");
+        // A handshake from either side, so that both threads send.
+        client.renew();
+        must_reach(&client.host, GATEWAY_V4);
+        gateway.set(&format!("peer {} remove", client.public));
+        let (allowed, endpoint) = (client_prefixes(0), "198.18.0.2:51821");
+        let remote = Remote { public: &client.public, allowed: &allowed, endpoint: Some(endpoint), ..Remote::default() };
+        gateway.know(&remote);
+        must_reach(&gateway.host, &crate::topology::client_v4(0));
+        let counts = marks.counts();
+        assert!(counts[0] > 1000 && counts[1] == 0, "marked, unmarked: {counts:?}");
+    }
+    let sockets = |port: u16| gateway.host.run(&format!("ss -H -u -a -n -e sport = :{port}"));
+    let marked = |text: &str| text.lines().filter(|line| line.contains("fwmark:0x77")).count();
+    let (before, expected) = (sockets(51_820), if gateway.implementation.is_ringway() { 6 } else { 2 });
+    assert_eq!((before.lines().count(), marked(&before)), (expected, expected), "{before}");
+    gateway.set("listen-port 52000");
+    let after = sockets(52_000);
+    assert_eq!((after.lines().count(), marked(&after)), (expected, expected), "{after}");
+    gateway.set("fwmark 0");
+    assert!(!sockets(52_000).contains("fwmark"), "{}", sockets(52_000));
 }

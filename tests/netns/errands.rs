@@ -19,6 +19,12 @@ pub(crate) const VARIABLE: &str = "RINGWAY_ERRAND";
 /// The largest UDP payload of IPv4.
 pub(crate) const LARGEST: usize = 65_507;
 
+/// Datagrams that the errand `garbage` sends.
+pub(crate) const GARBAGE: u64 = (201 + 7) * 8 * 2;
+
+/// What the errand `mangle` makes of each datagram.
+pub(crate) const MANGLED: usize = 10;
+
 /// Starts an errand on a host.
 pub(crate) fn send(host: &Host, line: &str) -> Child {
     let mut cmd = host.command(std::env::current_exe().unwrap());
@@ -37,6 +43,7 @@ pub(crate) fn run(line: &str) -> bool {
         ["garbage", to] => garbage(to.parse().unwrap()),
         ["forge", to, public, seconds] => forge(to.parse().unwrap(), public, seconds.parse().unwrap()),
         ["replay", to, file, times] => replay(to.parse().unwrap(), Path::new(file), times.parse().unwrap()),
+        ["mangle", to, file] => mangle(to.parse().unwrap(), Path::new(file)),
         ["too-big", to, from, mtu] => {
             too_big(to.parse().unwrap(), from.parse().unwrap(), mtu.parse().unwrap())
         }
@@ -70,6 +77,8 @@ fn garbage(to: SocketAddr) {
             }
             push(&socket, &bytes);
         }
+        // Every one of them is to arrive: the kernel's queues between namespaces are short.
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -105,6 +114,23 @@ fn replay(to: SocketAddr, file: &Path, times: u32) {
         for payload in &recorded {
             push(&socket, payload);
         }
+    }
+}
+
+/// Sends recorded transport messages with a bit changed (counter, text, tag), cut short, or lengthened.
+fn mangle(to: SocketAddr, file: &Path) {
+    let socket = socket(to);
+    for payload in udp_payloads(file) {
+        let mut variants = Vec::new();
+        for at in [9, 16, payload.len() / 2, payload.len() - 16, payload.len() - 1] {
+            let mut changed = payload.clone();
+            changed[at] ^= 0x40;
+            variants.push(changed);
+        }
+        variants.extend([31, 32, payload.len() - 16, payload.len() - 1].map(|len| payload[..len].to_vec()));
+        variants.push([&payload[..], &[0; 16]].concat());
+        assert_eq!(variants.len(), MANGLED);
+        variants.iter().for_each(|variant| push(&socket, variant));
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::errands::{run_on, send};
+use crate::errands::{GARBAGE, MANGLED, run_on, send};
 use crate::lab::{Lab, wait_until};
 use crate::peer::Implementation;
 use crate::topology::{CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, Outer, Plan, Site, connect, gateway_endpoint};
-use crate::traffic::{Capture, Flow, Way, must_reach, ping};
+use crate::traffic::{Capture, Flow, Way, must_reach, ping, udp_payloads};
 
 /// A gateway, one honest client, and the address on which an attacker's host (`e1` there) finds the gateway.
 fn besieged(lab: &Lab) -> (Site, std::sync::Arc<crate::lab::Host>, String) {
@@ -17,17 +17,59 @@ fn besieged(lab: &Lab) -> (Site, std::sync::Arc<crate::lab::Host>, String) {
     (site, attacker, gateway_endpoint(1, Outer::V4))
 }
 
+/// Why a datagram from a stranger is dropped.
+const STRANGE: &[&str] =
+    &["malformed", "oversized", "unknown_index", "bad_mac1", "bad_response", "bad_cookie", "cookie_required"];
+
 #[test]
 fn garbage_of_every_length_costs_a_counter() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::with_traffic() else { return };
     let (mut site, attacker, to) = besieged(&lab);
-    let before = site.gateway.counter("malformed");
+    let before = site.gateway.drops(STRANGE);
+    let flow = Flow {
+        seconds: 3,
+        udp: Some("5M"),
+        ..Flow::udp(&site.clients[0].host, &site.gateway.host, GATEWAY_V4)
+    };
+    let flow = flow.start();
     run_on(&attacker, &format!("garbage {to}"));
     run_on(&attacker, &format!("garbage {}", gateway_endpoint(1, Outer::V6)));
-    must_reach(&site.clients[0].host, GATEWAY_V4);
+    let report = flow.finish();
+    assert!(report.packets > 500 && report.lost * 50 < report.packets, "{report:?}");
     assert!(site.gateway.exit_status().is_none());
-    let after = site.gateway.counter("malformed");
-    assert!(before.is_none() || after >= before.map(|n| n + 1000), "{before:?} {after:?}");
+    if let Some(before) = before {
+        let counted = || site.gateway.drops(STRANGE).unwrap() - before;
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(counted(), 2 * GARBAGE, "each once: {}", site.gateway.report().unwrap()["drops"]);
+    }
+}
+
+/// Recorded transport messages, cut short, lengthened or changed in one bit: none authenticates.
+#[test]
+fn truncated_and_changed_datagrams_do_not_authenticate() {
+    let Some(lab) = Lab::new() else { return };
+    let (site, attacker, to) = besieged(&lab);
+    let client = &site.clients[0];
+    let filter = format!("udp dst port {GATEWAY_PORT}");
+    // Not delivered: else the replay window would refuse what is to be judged by its tag.
+    site.gateway.host.run("nft add table inet closed");
+    site.gateway.host.run("nft add chain inet closed in { type filter hook input priority 0 ; }");
+    site.gateway.host.run("nft add rule inet closed in iifname e0 udp dport 51820 drop");
+    let capture = Capture::start(&site.gateway.host, "e0", 0, &filter);
+    assert_eq!(ping(&client.host, GATEWAY_V4, 10, 200), 0);
+    let file = capture.stop();
+    site.gateway.host.run("nft delete table inet closed");
+    let reasons = &["unauthentic", "malformed"];
+    let before = (site.gateway.drops(reasons), site.gateway.drops(&["unauthentic"]));
+    run_on(&attacker, &format!("mangle {to} {}", file.display()));
+    must_reach(&client.host, GATEWAY_V4);
+    assert_eq!(site.gateway.show("endpoints", &client.public), format!("198.18.0.2:{CLIENT_PORT}"));
+    let after = (site.gateway.drops(reasons), site.gateway.drops(&["unauthentic"]));
+    let sent = (MANGLED * udp_payloads(&file).len()) as u64;
+    assert!(sent >= 5 * MANGLED as u64, "so few were recorded: {sent}");
+    assert!(before.0.is_none() || after.0 == before.0.map(|n| n + sent), "{before:?} {after:?} {sent}");
+    assert!(after.1 > before.1 || before.1.is_none(), "{before:?} {after:?}");
+    std::fs::remove_file(file).unwrap();
 }
 
 #[test]
@@ -41,15 +83,18 @@ fn replayed_datagrams_are_refused() {
     let file = capture.stop();
     let endpoint = site.gateway.show("endpoints", &client.public);
     let received = site.gateway.host.run("cat /sys/class/net/wg0/statistics/rx_packets");
-    let before = site.gateway.counter("replayed");
+    let before = site.gateway.drops(&["replayed"]);
     run_on(&attacker, &format!("replay {to} {} 25", file.display()));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(site.gateway.show("endpoints", &client.public), endpoint, "nobody roams on a replay");
     let after = site.gateway.host.run("cat /sys/class/net/wg0/statistics/rx_packets");
     assert_eq!(after, received, "no replayed packet comes out of the tunnel");
     must_reach(&client.host, GATEWAY_V4);
-    let counted = site.gateway.counter("replayed");
-    assert!(before.is_none() || counted >= before.map(|n| n + 40 * 25), "{before:?} {counted:?}");
+    let counted = site.gateway.drops(&["replayed"]);
+    // The last moments before its end are not in a capture.
+    let recorded = udp_payloads(&file).len() as u64;
+    assert!(recorded >= 20, "so few were recorded: {recorded}");
+    assert!(before.is_none() || counted == before.map(|n| n + recorded * 25), "{before:?} {counted:?}");
     assert!(site.gateway.exit_status().is_none());
     std::fs::remove_file(file).unwrap();
 }
@@ -74,7 +119,7 @@ fn forged_handshakes_at_full_rate_stop_nobody() {
     client.set(&format!("peer {gateway} allowed-ips 100.64.0.0/10 endpoint 198.18.0.1:{GATEWAY_PORT}"));
     must_reach(&client.host, GATEWAY_V4);
     assert!(site.gateway.exit_status().is_none());
-    if let Some(refused) = site.gateway.counter("cookie_required") {
+    if let Some(refused) = site.gateway.drops(&["cookie_required"]) {
         assert!(refused > 0, "the gateway never asked for a cookie");
     }
 }
@@ -111,5 +156,13 @@ fn a_forged_fragmentation_needed_stops_nothing() {
     let report = down.run();
     assert!(report.rate > 20e6, "{report:?} with {route}");
     assert_eq!(ping(&client.host, GATEWAY_V4, 3, 1392), 3, "whole packets still go, with {route}");
+    if let Some(report) = site.gateway.report() {
+        assert!(report["offloads"]["udp_segment_off"].is_null(), "{report:#}");
+        assert_eq!(
+            site.gateway.counter("ringway_segment_fallbacks_total"),
+            Some(0),
+            "nor does it cost the offload"
+        );
+    }
     assert!(site.gateway.exit_status().is_none());
 }

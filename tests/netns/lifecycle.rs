@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::lab::{Lab, machine, wait_until};
 use crate::peer::{Implementation, Peer};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Outer, Plan, connect, gateway_endpoint};
-use crate::traffic::must_reach;
+use crate::traffic::{must_reach, ping};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -41,6 +41,27 @@ fn sigint_ends_it() {
     let peer = alone(&lab);
     peer.signal("INT");
     ends_cleanly(peer);
+}
+
+/// Without `-f` the command ends with 0 when the device can be configured, and with an error if it never will be.
+#[test]
+fn in_the_background_it_is_ready_when_the_command_ends() {
+    let Some(lab) = Lab::new() else { return };
+    if !Implementation::ringway().is_ringway() {
+        return lab.skip("the other implementations are ready a moment later");
+    }
+    let host = lab.host("gateway");
+    let program = Implementation::ringway().program();
+    let start = || host.command(&program).arg("wg0").env("RINGWAY_WORKERS", "2").output().unwrap();
+    let first = start();
+    assert!(first.status.success(), "{first:?}");
+    assert_ne!(host.run("wg show wg0 listen-port").trim(), "0");
+    let second = start();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && said.contains("in use"), "{second:?}");
+    host.run("wg show wg0");
+    host.run("rm /var/run/wireguard/wg0.sock");
+    wait_until("the device is gone", SOON, || !host.has_interface("wg0"));
 }
 
 #[test]
@@ -110,7 +131,10 @@ fn link_down_and_mtu_changes_are_survived() {
     let gateway = std::sync::Arc::clone(&site.gateway.host);
     must_reach(&site.clients[0].host, GATEWAY_V4);
     gateway.run("ip link set wg0 down");
-    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ping(&site.clients[0].host, GATEWAY_V4, 5, 56), 0);
+    if let Some(dropped) = site.gateway.drops(&["tun_link_down"]) {
+        assert_eq!(dropped, 5, "what comes for a device that is down is counted");
+    }
     gateway.run("ip link set wg0 mtu 1300 up");
     must_reach(&site.clients[0].host, GATEWAY_V4);
     gateway.run("ip link set wg0 mtu 1420");

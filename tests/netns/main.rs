@@ -15,8 +15,10 @@
     reason = "a test ends by a panic that says what went wrong"
 )]
 
+mod dataplane;
 mod edits;
 mod errands;
+mod forwarding;
 mod hostile;
 mod interop;
 mod lab;

@@ -1,10 +1,16 @@
 //! One WireGuard implementation running on one host, configured through the standard `wg`.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
+
+use base64::Engine as _;
+use ringway::metrics::drops::Drop;
+use serde_json::Value;
 
 use crate::lab::{Host, command, machine, target, wait_until};
 
@@ -107,6 +113,8 @@ pub(crate) struct Peer {
     pub(crate) public: String,
     /// What runs.
     pub(crate) implementation: Implementation,
+    /// Its private key, in hexadecimal as the configuration protocol has it.
+    private: String,
     child: Child,
     log: PathBuf,
 }
@@ -150,6 +158,7 @@ impl Peer {
             interface: interface.to_owned(),
             public,
             implementation,
+            private: hexadecimal(private.trim()),
             child,
             log,
         };
@@ -190,6 +199,18 @@ impl Peer {
         }
     }
 
+    /// Makes it begin new handshakes at once, as renewal does: another private key and its own again, in one request,
+    /// end its sessions for sending.
+    pub(crate) fn renew(&self) {
+        let mut stream = UnixStream::connect(self.socket()).expect("the configuration socket");
+        let other = hexadecimal(machine("wg genkey").trim());
+        let request = format!("set=1\nprivate_key={other}\nprivate_key={}\n\n", self.private);
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "errno=0\n");
+    }
+
     /// `wg set INTERFACE` with the rest of the line.
     pub(crate) fn set(&self, rest: &str) {
         self.host.run(&format!("wg set {} {rest}", self.interface));
@@ -225,16 +246,37 @@ impl Peer {
         self.show("latest-handshakes", public).parse().unwrap_or(0)
     }
 
-    /// The sum of every number called `name` in `ringway show --json`; `None` if this is another program.
-    pub(crate) fn counter(&self, name: &str) -> Option<u64> {
+    /// The data plane's part of `ringway show --json`; `None` if this is another program.
+    pub(crate) fn report(&self) -> Option<Value> {
         if !self.implementation.is_ringway() {
             return None;
         }
         let mut show = self.host.command(self.implementation.program());
         let output = show.args(["show", "--json", &self.interface]).output().expect("ringway show");
         assert!(output.status.success(), "ringway show: {}", String::from_utf8_lossy(&output.stderr));
-        let document = serde_json::from_slice(&output.stdout).expect("ringway show --json prints JSON");
-        Some(sum_of(&document, name).unwrap_or_else(|| panic!("no counter {name} in {document:#}")))
+        let mut document: Value =
+            serde_json::from_slice(&output.stdout).expect("ringway show --json prints JSON");
+        Some(document["dataplane"].take())
+    }
+
+    /// A counter by its metric's name, summed over the threads.
+    pub(crate) fn counter(&self, metric: &str) -> Option<u64> {
+        let report = self.report()?;
+        let workers = report["workers"].as_array().expect("a list of workers");
+        let counters = workers.iter().map(|worker| &worker["counters"]).chain([&report["handshake"]]);
+        let sum = counters.filter_map(|counters| counters[metric].as_u64()).reduce(|a, b| a + b);
+        Some(sum.unwrap_or_else(|| panic!("no counter {metric} in {report:#}")))
+    }
+
+    /// How much was dropped for these reasons, by their labels, over all threads. (A reason without drops is not
+    /// shown.)
+    pub(crate) fn drops(&self, reasons: &[&str]) -> Option<u64> {
+        let report = self.report()?;
+        let of = |reason: &&str| {
+            assert!(Drop::ALL.iter().any(|known| known.label() == *reason), "no such reason: {reason}");
+            report["drops"][*reason].as_u64().unwrap_or(0)
+        };
+        Some(reasons.iter().map(of).sum())
     }
 
     /// Resident memory in KiB.
@@ -245,7 +287,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl std::ops::Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -261,6 +303,12 @@ impl Drop for Peer {
     }
 }
 
+/// A base64 key in hexadecimal.
+fn hexadecimal(key: &str) -> String {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(key).expect("a key");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A new preshared key.
 pub(crate) fn preshared_key() -> String {
     machine("wg genpsk").trim().to_owned()
@@ -270,15 +318,4 @@ pub(crate) fn preshared_key() -> String {
 pub(crate) fn stranger() -> String {
     let output = command("sh").args(["-c", "wg genkey | wg pubkey"]).output().expect("wg");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-fn sum_of(value: &serde_json::Value, name: &str) -> Option<u64> {
-    match value {
-        serde_json::Value::Object(fields) => fields
-            .iter()
-            .filter_map(|(key, inner)| if key == name { inner.as_u64() } else { sum_of(inner, name) })
-            .reduce(|a, b| a + b),
-        serde_json::Value::Array(items) => items.iter().filter_map(|i| sum_of(i, name)).reduce(|a, b| a + b),
-        _ => None,
-    }
 }

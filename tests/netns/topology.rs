@@ -73,7 +73,8 @@ impl Plan {
         Site { gateway, clients }
     }
 
-    fn client(&self, lab: &Lab, gateway: &Peer, i: usize) -> Peer {
+    /// Client `i` on a host and a link of its own, known to the gateway.
+    pub(crate) fn client(&self, lab: &Lab, gateway: &Peer, i: usize) -> Peer {
         let host = lab.host(&format!("client{i}"));
         connect(lab, &gateway.host, &host, i, self.mtu + 100);
         let client = Peer::start_with(&host, self.clients[i], "wg0", CLIENT_PORT, &self.variables);

@@ -41,8 +41,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["sys", "types"]),
     ("config", &["sys", "types"]),
     ("netmon", &["net", "types"]),
-    ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "sys", "types"]),
-    ("client", &["dataplane", "noise", "net", "store", "config", "metrics", "sys", "types", "netmon"]),
+    ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types"]),
+    (
+        "client",
+        &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types", "netmon"],
+    ),
     ("gateway", &[ABOVE]),
     ("cli", &[ABOVE]),
     ("fuzzing", &[ABOVE]),
@@ -309,6 +312,41 @@ fn nothing_is_left_undone() {
     report("left undone", &findings);
 }
 
+/// The reasons of `#[ignore]` that `tests/run` does not count as skipped tests: what is measured on request, and what
+/// another test runs in surroundings that it makes.
+const IGNORE_REASONS: &[&str] = &["measurement: ", "inner: "];
+
+/// The `#[ignore]`s of a file whose reason is none of these, by line.
+fn unexplained_ignores(source: &Source) -> Vec<usize> {
+    let attributes = source.words("ignore").filter(|&at| source.code[..at].trim_end().ends_with(['[', ',']));
+    attributes
+        .filter(|&at| {
+            let reason = source.strings.iter().find(|(string, _)| *string > at);
+            let end = at + source.code[at..].find(']').unwrap_or(0);
+            !reason.is_some_and(|(string, text)| {
+                *string < end && IGNORE_REASONS.iter().any(|begin| text.starts_with(begin))
+            })
+        })
+        .map(|at| source.line_of(at))
+        .collect()
+}
+
+#[test]
+fn ignored_tests_say_why_and_skipped_ones_are_counted() {
+    let mut findings = Vec::new();
+    for source in &sources() {
+        for line in unexplained_ignores(source) {
+            findings.push(format!("{}:{line}: #[ignore] without one of {IGNORE_REASONS:?}", source.path));
+        }
+        // `tests/run` counts the lines of `skip` in sys::testing and tests/netns/lab.rs; any other word is lost.
+        let lost = |(_, text): &&(usize, String)| text.starts_with(concat!("skip", "ped: "));
+        for (at, text) in source.strings.iter().filter(lost) {
+            findings.push(format!("{}:{}: {text:?} is counted by nobody", source.path, source.line_of(*at)));
+        }
+    }
+    report("ignored and skipped tests", &findings);
+}
+
 /// The table of drop reasons as docs/metrics.md must hold it.
 fn drop_table() -> String {
     let mut table = "| reason | what was dropped |\n|---|---|\n".to_owned();
@@ -416,6 +454,8 @@ macro_rules! m { () => { $crate::config::x() } }
             && !may_import("dataplane::io", "dataplane")
             && !may_import("x", "types")
     );
+    let ignores = "#[ignore]\nfn a() {}\n#[ignore = \"inner: b\"]\n#[ignore = \"slow\"]\nfn ignore() {}\n";
+    assert_eq!(unexplained_ignores(&Source::new("x.rs".to_owned(), ignores.to_owned())), [1, 4]);
     assert!(has_safety_comment(&["// SAFETY: so.", "let x =", "unsafe { f() };"], 3));
     assert!(!has_safety_comment(&["// SAFETY: so.", "let x = 1;", "unsafe { f() };"], 3));
 }

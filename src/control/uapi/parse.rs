@@ -6,8 +6,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use super::{AllowedIp, PeerChange, Request, SetRequest};
-use crate::control::device::clamp;
 use crate::control::errno::Errno;
+use crate::crypto::x25519::PrivateKey;
 use crate::sys::interface;
 use crate::types::{Mark, Prefix, PublicKey, Secret};
 
@@ -122,7 +122,7 @@ fn body_line(request: &mut Request, line: &[u8]) -> Result<(), Errno> {
 /// A line before the first `public_key`.
 fn device_line(set: &mut SetRequest, key: &str, value: &str) -> Result<(), Errno> {
     match key {
-        "private_key" => set.private_key = Some(secret(value)?.map(clamp)),
+        "private_key" => set.private_key = Some(secret(value)?.map(|key| PrivateKey::new(&key).to_secret())),
         "listen_port" => set.listen_port = Some(number(value)?),
         "fwmark" => set.fwmark = Some(Mark(number(value)?)),
         "replace_peers" => set.replace_peers = only_true(value)?,
@@ -227,5 +227,4 @@ fn allowed_ip(value: &str) -> Result<AllowedIp, Errno> {
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
 mod tests;

@@ -39,24 +39,6 @@ fn drain(gate: &mut Admission<u32>) -> usize {
 }
 
 #[test]
-fn only_exact_lengths_and_types_have_a_kind() {
-    for (byte, len, kind) in
-        [(1, INITIATION_LEN, Kind::Initiation), (2, RESPONSE_LEN, Kind::Response), (3, 64, Kind::CookieReply)]
-    {
-        let mut datagram = vec![0; len + 1];
-        datagram[0] = byte;
-        assert_eq!(Kind::of(&datagram[..len]), Some(kind));
-        assert_eq!(Kind::of(&datagram), None);
-        assert_eq!(Kind::of(&datagram[..len - 1]), None);
-        datagram[3] = 1;
-        assert_eq!(Kind::of(&datagram[..len]), None, "the reserved bytes are zero");
-    }
-    for short in [&[][..], &[1], &[1, 0, 0], &[1, 0, 0, 0], &[4, 0, 0, 0], &[0; 148]] {
-        assert_eq!(Kind::of(short), None);
-    }
-}
-
-#[test]
 fn a_wrong_mac1_costs_nothing_more() {
     let mut gate = loaded(at(0));
     for source in [VICTIM, ATTACKER] {

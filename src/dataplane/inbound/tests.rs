@@ -57,7 +57,7 @@ impl Bench {
         let mut core = Core::new(parts, Peers::new(allowed_ips, START));
         core.now = START;
         for (id, index) in [(PEER, 100), (OTHER, 200)] {
-            core.peers.add(id, PeerSession::new(id, Limits::PAPER, 0));
+            core.peers.add(id, PeerSession::new(id, Limits::PAPER, 0)).unwrap();
             let new = NewKeypair {
                 send: Secret([9; 32]),
                 recv: KEY,

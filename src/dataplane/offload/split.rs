@@ -2,8 +2,7 @@
 //! at most the MTU, written straight to where they are then sealed.
 //!
 //! 1. [`parse`] checks the virtio-net header against the packet, once, and sums what all segments share.
-//! 2. [`SuperPacket::write_run`] writes consecutive segments into a send buffer, each with room for the transport
-//!    header in front and the tag behind and padded with zeros; a super-packet may go on in a second buffer.
+//! 2. [`SuperPacket::write_segment`] writes one segment to its place in a send buffer, where it is then sealed.
 //! 3. The payload is copied once and summed in the same pass.
 //!
 //! What a network card does with TSO and USO, and the kernel in `tcp_gso_segment` and `__udp_gso_segment`.
@@ -11,7 +10,6 @@
 use std::net::IpAddr;
 
 use crate::wire::checksum::{Sum, copy_and_sum, pseudo_header};
-use crate::wire::wireguard::{TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, padded_len};
 use crate::wire::{be16, ip, put16, put32, tcp, udp, virtio};
 
 /// Why a read from the TUN queue is not a packet. The device is the kernel's, so none of them is expected.
@@ -75,28 +73,6 @@ pub struct SuperPacket<'a> {
     packet: &'a [u8],
     ip: ip::Header,
     work: Work,
-}
-
-/// What [`SuperPacket::write_run`] wrote: datagram `k` begins at `k * datagram_len` of the buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Run {
-    /// Segments written.
-    pub segments: usize,
-    /// Bytes of each outer datagram but the last: header, padded packet and tag. The `UDP_SEGMENT` size.
-    pub datagram_len: usize,
-    /// Bytes of all outer datagrams.
-    pub bytes: usize,
-}
-
-impl Run {
-    /// Where the plaintext of datagram `k` lies: its start in the buffer and its padded length. The transport header
-    /// goes into the 16 bytes before it, the tag into the 16 behind it.
-    #[must_use]
-    pub fn plaintext(&self, k: usize) -> (usize, usize) {
-        let start = k * self.datagram_len;
-        let len = self.datagram_len.min(self.bytes.saturating_sub(start));
-        (start + TRANSPORT_HEADER_LEN, len.saturating_sub(TRANSPORT_OVERHEAD))
-    }
 }
 
 /// Checks a read: the virtio-net header (of which `hdr_len` is ignored) against the packet behind it.
@@ -315,28 +291,6 @@ impl SuperPacket<'_> {
                 put16(transport, udp::CHECKSUM_AT, sum.add_u16(transport_len).checksum_nonzero())
             }
         }
-    }
-
-    /// Writes packets `first`, `first + 1`, … into `out`, back to back as outer datagrams: 16 bytes left for the
-    /// transport header, the packet, zeros up to its padded length (see [`padded_len`] for `mtu`), 16 bytes left
-    /// for the tag. Stops after `max` packets, after the last, or when the next does not fit.
-    #[must_use]
-    pub fn write_run(&self, first: usize, max: usize, mtu: usize, out: &mut [u8]) -> Run {
-        let mut run = Run::default();
-        while run.segments < max {
-            let index = first + run.segments;
-            let datagram = TRANSPORT_OVERHEAD + padded_len(self.segment_len(index), mtu);
-            let Some(place) = out.get_mut(run.bytes..run.bytes + datagram) else { break };
-            let Some(text) = place.get_mut(TRANSPORT_HEADER_LEN..datagram - TAG_LEN) else { break };
-            let Some(len) = self.write_segment(index, text) else { break };
-            if let Some(padding) = text.get_mut(len..) {
-                padding.fill(0);
-            }
-            run.datagram_len = run.datagram_len.max(datagram);
-            run.bytes += datagram;
-            run.segments += 1;
-        }
-        run
     }
 }
 

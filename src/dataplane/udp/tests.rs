@@ -6,7 +6,7 @@ use super::*;
 use crate::sys::netns;
 use crate::sys::testing::{eventually, in_netns, ip};
 
-const KEY: [u32; 3] = [0x1234_5678, 0x9abc_def0, 0x0fed_cba9];
+const KEY: IndexKey = IndexKey::new([0x1234_5678, 0x9abc_def0, 0x0fed_cba9]);
 const SIZES: [u16; 4] = [1, 2, 3, 5];
 
 fn transport(index: u32, len: usize) -> Vec<u8> {
@@ -37,21 +37,6 @@ fn families(group: &UdpGroup) -> [(IpAddr, &Vec<OwnedFd>); 2] {
 }
 
 #[test]
-fn the_hash_is_even_and_keyed() {
-    for workers in SIZES {
-        let mut counts = vec![0_u32; usize::from(workers)];
-        for n in 0..60_000_u32 {
-            counts[(index_hash(KEY, n.wrapping_mul(0x0101_0101)) % u32::from(workers)) as usize] += 1;
-        }
-        let fair = 60_000 / u32::from(workers);
-        assert!(counts.iter().all(|c| c.abs_diff(fair) < fair / 20), "{counts:?}");
-    }
-    let differ = (0..1000).filter(|&n| index_hash(KEY, n) % 4 != index_hash([1, 2, 3], n) % 4).count();
-    assert!((650..850).contains(&differ), "{differ}");
-    assert_eq!(index_hash([0; 3], 0), 0);
-}
-
-#[test]
 fn transport_messages_reach_the_worker_of_their_index() {
     in_netns(|| {
         for workers in SIZES {
@@ -69,7 +54,7 @@ fn transport_messages_reach_the_worker_of_their_index() {
                     }
                     for (place, datagram) in drain(sockets) {
                         let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());
-                        assert_eq!(place as u32, index_hash(KEY, index) % u32::from(workers));
+                        assert_eq!(place, KEY.owner(index, workers).index());
                         hit[place] += 1;
                     }
                 }
@@ -213,7 +198,7 @@ fn the_largest_group_opens_and_its_program_is_accepted() {
         client.send_to(&transport(99, 32), ("127.0.0.1", group.port)).unwrap();
         let got = drain(&group.v4);
         assert_eq!(got.len(), 1);
-        assert_eq!(got[0].0 as u32, index_hash(KEY, 99) % 256);
+        assert_eq!(got[0].0, KEY.owner(99, 256).index());
     });
 }
 
@@ -269,7 +254,7 @@ fn closing_one_socket_moves_the_last_into_its_place() {
     in_netns(|| {
         let mut group = open_group(0, 3, Mark(0), KEY).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let index = (0..).find(|&i| index_hash(KEY, i) % 3 == 1).unwrap();
+        let index = (0..).find(|&i| KEY.owner(i, 3).0 == 1).unwrap();
         drop(group.v4.remove(1));
         let place = eventually(|| {
             client.send_to(&transport(index, 32), ("127.0.0.1", group.port)).unwrap();

@@ -14,18 +14,18 @@ use chacha20poly1305::aead::{AeadInOut as _, KeyInit as _};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 
 use super::HandshakeError;
+use crate::crypto::aead::TAG_LEN;
 use crate::crypto::hash::{hash, kdf1, kdf2, kdf3};
 use crate::crypto::x25519::{LowOrder, PrivateKey};
 use crate::mutation::holds;
 use crate::noise::timestamp::{TIMESTAMP_LEN, Tai64n};
-use crate::noise::{INITIATION_LEN, RESPONSE_LEN};
 use crate::types::{PublicKey, Secret};
+use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 const INITIATION_TYPE: [u8; 4] = [1, 0, 0, 0];
 const RESPONSE_TYPE: [u8; 4] = [2, 0, 0, 0];
-const TAG_LEN: usize = 16;
 const SEALED_KEY_LEN: usize = 32 + TAG_LEN;
 const SEALED_STAMP_LEN: usize = TIMESTAMP_LEN + TAG_LEN;
 

@@ -8,14 +8,15 @@ use std::io;
 pub enum RingError {
     /// The sysctl forbids io_uring: 1 to all but a group and CAP_SYS_ADMIN, 2 to everybody.
     #[error(
-        "io_uring is forbidden by kernel.io_uring_disabled = {0}: set it to 0 (sysctl -w kernel.io_uring_disabled=0), or \
-         for the value 1 run with CAP_SYS_ADMIN or in the group kernel.io_uring_group"
+        "io_uring is forbidden by kernel.io_uring_disabled = {0}: set it to 0 \
+         (sysctl -w kernel.io_uring_disabled=0), or for the value 1 run with CAP_SYS_ADMIN or in the group \
+         kernel.io_uring_group"
     )]
     Sysctl(u8),
     /// A system call filter forbids it, as container runtimes install one.
     #[error(
-        "io_uring is forbidden by a seccomp filter ({0}): allow io_uring_setup, io_uring_enter and io_uring_register in the \
-         container's or the service's system call filter"
+        "io_uring is forbidden by a seccomp filter ({0}): allow io_uring_setup, io_uring_enter and io_uring_register \
+         in the container's or the service's system call filter"
     )]
     Seccomp(io::Error),
     /// The kernel is older than 6.1 or built without CONFIG_IO_URING.

@@ -8,9 +8,10 @@ use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::buffers::Buffers;
 use super::{RingError, SLOT_SIZE, Token, lane_of, push};
-use crate::dataplane::io::recvmsg::{CONTROL_LEN, NAME_LEN, parse_control, parse_name};
+use crate::dataplane::io::recvmsg::{CONTROL_LEN, NAME_LEN, parse_name};
 use crate::dataplane::io::{Datagrams, Event, Target, TunRead};
 use crate::sys::arena::Slot;
+use crate::sys::socket::parse_control;
 
 /// A receive that failed so often in a row pauses before it is armed again.
 const PATIENCE: u8 = 4;
@@ -275,7 +276,7 @@ pub(super) fn datagrams(slot: Slot, len: usize) -> Option<Datagrams> {
     let remote = parse_name(name)?;
     let control = parse_control(control);
     let len = payload_len.min(room);
-    let segment = if control.segment == 0 { len } else { control.segment.min(len) };
+    let segment = control.segment.map_or(len, usize::from).min(len);
     Some(Datagrams {
         start: PAYLOAD,
         len,

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::Command;
 use std::thread;
 
 use super::*;
 use crate::dataplane::io::{Datagrams, TunRead};
+use crate::sys::testing::{in_netns, ip};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -414,28 +414,6 @@ fn a_failing_receive_pauses_instead_of_spinning() {
     assert!((5..=9).contains(&events.len()), "{}", events.len());
 }
 
-/// Runs `test` in a network namespace of its own; says so and does nothing where that is not permitted.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let done = thread::spawn(move || {
-        // SAFETY: moves only this new thread to a new namespace.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            let error = io::Error::last_os_error();
-            assert!(std::env::var_os("RINGWAY_REQUIRE_ROOT").is_none(), "a network namespace: {error}");
-            println!("skipped: a network namespace is not permitted here ({error})");
-            return;
-        }
-        test();
-    });
-    if let Err(panic) = done.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
 /// A TUN device with virtio headers, up, 100.64.0.1/24.
 fn tun() -> File {
     let file = OpenOptions::new()
@@ -549,17 +527,17 @@ fn reads_pauses_and_ends(multishot: bool) {
 
 #[test]
 fn reads_a_tun_queue_by_multishot() {
-    in_namespace(|| reads_pauses_and_ends(true));
+    in_netns(|| reads_pauses_and_ends(true));
 }
 
 #[test]
 fn reads_a_tun_queue_one_by_one() {
-    in_namespace(|| reads_pauses_and_ends(false));
+    in_netns(|| reads_pauses_and_ends(false));
 }
 
 #[test]
 fn the_device_is_gone_as_soon_as_the_ring_is() {
-    in_namespace(|| {
+    in_netns(|| {
         for _ in 0..10 {
             let (tun, wake) = (tun(), eventfd());
             let mut ring = tun_ring(&tun, &wake, true);
@@ -627,7 +605,7 @@ fn cost_of_receiving(size: usize, datagrams: usize, runs: usize) {
 }
 
 #[test]
-#[ignore = "a measurement: cargo test --release --lib -- --ignored --nocapture costs_of_receiving"]
+#[ignore = "measurement: cargo test --release --lib -- --ignored --nocapture costs_of_receiving"]
 fn costs_of_receiving() {
     cost_of_receiving(1432, 44, 20);
     cost_of_receiving(64, 1, 256);

@@ -157,8 +157,8 @@ fn replace_peers_replaces_all() {
 
 #[test]
 fn our_own_key_is_no_peer() {
-    let own = clamp(Secret([7; 32]));
-    let own_public = public_of(&own);
+    let own = PrivateKey::new(&Secret([7; 32])).to_secret();
+    let own_public = *PrivateKey::new(&own).public();
     let (mut device, mut fake) = start(vec![]);
     let mut itself = change(0, &["10.0.0.1/32"]);
     itself.public_key = own_public;
@@ -246,7 +246,7 @@ fn what_the_kernel_refuses_leaves_everything_as_it_was() {
         private_key: Some(Some(Secret([1; 32]))),
         ..SetRequest::default()
     };
-    assert_eq!(device.apply(request(53, 7), &mut fake), Err(Errno::PORT_IN_USE));
+    assert_eq!(device.apply(request(53, 7), &mut fake), Err(Errno::new(libc::EADDRINUSE)));
     assert_eq!(fake.take(), [Call::Fwmark(7), Call::Fwmark(0)], "the mark is put back");
     assert_eq!(device.apply(request(54, 9), &mut fake), Err(Errno::new(libc::EPERM)));
     assert_eq!(fake.take(), []);
@@ -328,7 +328,7 @@ impl NaiveDevice {
             self.peers.clear();
         }
         if let Some(key) = &request.private_key {
-            self.own = key.as_ref().map(public_of);
+            self.own = key.as_ref().map(|key| *PrivateKey::new(key).public());
             self.peers.retain(|key, _| Some(*key) != self.own);
         }
         for change in &request.peers {
@@ -369,7 +369,7 @@ impl NaiveDevice {
 
 /// A private key of a few; their public keys are peers' keys as well.
 fn own_key(n: u8) -> Secret {
-    clamp(Secret([n; 32]))
+    PrivateKey::new(&Secret([n; 32])).to_secret()
 }
 
 fn any_change() -> impl Strategy<Value = PeerChange> {
@@ -382,7 +382,7 @@ fn any_change() -> impl Strategy<Value = PeerChange> {
     let flags = (prop::bool::weighted(0.15), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
     (0u8..6, flags, psk, keepalive, prop::collection::vec(ip, 0..5)).prop_map(
         |(who, flags, psk, keepalive, allowed_ips)| {
-            let public_key = if who < 2 { public_of(&own_key(who)) } else { key(who) };
+            let public_key = if who < 2 { *PrivateKey::new(&own_key(who)).public() } else { key(who) };
             PeerChange {
                 remove: flags.0,
                 update_only: flags.1,

@@ -283,7 +283,8 @@ proptest! {
 
     #[test]
     fn endpoints_are_read_as_written(v4: u32, v6: u128, port: u16) {
-        for endpoint in [SocketAddr::new(IpAddr::V4(v4.into()), port), SocketAddr::new(IpAddr::V6(v6.into()).to_canonical(), port)] {
+        for ip in [IpAddr::V4(v4.into()), IpAddr::V6(v6.into()).to_canonical()] {
+            let endpoint = SocketAddr::new(ip, port);
             prop_assert_eq!(peer(&format!("endpoint={endpoint}")).unwrap().endpoint, Some(endpoint));
         }
     }

@@ -26,17 +26,33 @@ fn a_device_as_text() {
     let show: Show = serde_json::from_value(serde_json::json!({
         "public_key": "PUB", "listen_port": 51820, "fwmark": 51820,
         "peers": [
-            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [], "last_handshake": null,
-              "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
-            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7", "allowed_ips": ["10.0.0.0/8", "::/0"],
-              "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5, "persistent_keepalive": 25, "worker": 0 },
+            { "public_key": "ONE", "preshared_key": false, "endpoint": null, "allowed_ips": [],
+              "last_handshake": null, "rx_bytes": 0, "tx_bytes": 0, "persistent_keepalive": null, "worker": 1 },
+            { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7",
+              "allowed_ips": ["10.0.0.0/8", "::/0"], "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5,
+              "persistent_keepalive": 25, "worker": 0 },
         ],
-        "dataplane": { "workers": [{ "rx": 5, "tx": 0 }, {}], "steering": "ebpf", "drops": { "replayed": 3, "malformed": 0 } },
+        "dataplane": {
+            "workers": [
+                { "peers": 1, "counters": { "ringway_rx_bytes_total": 2048, "ringway_rx_packets_total": 30,
+                    "ringway_receives_total": 4, "ringway_tx_bytes_total": 5, "ringway_tx_packets_total": 1,
+                    "ringway_sends_total": 1, "ringway_handed_over_total": 7 } },
+                {},
+            ],
+            "steering": { "on": false, "reason": "not permitted" },
+            "offloads": { "tun_tso": true, "tun_uso": false, "tun_write_off": null, "udp_segment_off": "EIO" },
+            "drops": { "replayed": 3, "malformed": 0 },
+            "handshake": {},
+        },
     }))
     .unwrap();
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1062);
-    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  listening port: 51820\n  fwmark: 0xca6c\n  \
-        drops: replayed 3\n  steering: ebpf\n  workers 0: rx 5\n  workers 1: (none)\n\n\
+    let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
+        listening port: 51820\n  fwmark: 0xca6c\n  \
+        drops: replayed 3\n  handshake: (none)\n  \
+        offloads: tun_tso on, tun_uso off, tun_write on, udp_segment off (EIO)\n  steering: off (not permitted)\n  \
+        worker 0: 1 peer, 2.00 KiB received (7.5 packets a call), 5 B sent (1.0 packets a call), 7 handed over\n  \
+        worker 1: 0 peers, 0 B received (0.0 packets a call), 0 B sent (0.0 packets a call), 0 handed over\n\n\
         peer: TWO\n  preshared key: (hidden)\n  endpoint: [2001:db8::1]:7\n  allowed ips: 10.0.0.0/8, ::/0\n  \
         latest handshake: 1 minute, 2 seconds ago\n  transfer: 2.00 KiB received, 5 B sent\n  \
         persistent keepalive: every 25 seconds\n  worker: 0\n\n\

@@ -82,12 +82,12 @@ fn a_real_link_in_a_namespace() {
         .env("RINGWAY_TEST_PRIVATE_NET", "1")
         .output();
     let Ok(output) = output else {
-        eprintln!("skipped: a_real_link_in_a_namespace needs unshare (util-linux)");
+        crate::sys::testing::skip("needs unshare (util-linux)");
         return;
     };
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if text.contains("unshare failed") {
-        eprintln!("skipped: a_real_link_in_a_namespace needs root");
+        crate::sys::testing::skip("needs root for a network namespace");
         return;
     }
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -104,7 +104,7 @@ async fn wait_for(watch: &mut LinkWatch, wanted: LinkEvent) {
 }
 
 #[tokio::test]
-#[ignore = "run by a_real_link_in_a_namespace"]
+#[ignore = "inner: run by a_real_link_in_a_namespace"]
 async fn namespace_inside() {
     if std::env::var_os("RINGWAY_TEST_PRIVATE_NET").is_none() {
         return;
@@ -119,12 +119,8 @@ async fn namespace_inside() {
     ip("link set rw0 mtu 1300");
     wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1300 })).await;
 
-    watch.set_gso_max_size(61_000).await.unwrap();
-    watch.set_tx_queue_len(777).await.unwrap();
-    let shown = std::process::Command::new("ip").args(["-d", "link", "show", "rw0"]).output().unwrap();
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.contains("gso_max_size 61000") && shown.contains("qlen 777"), "{shown}");
-    assert_eq!(watch.state().await.unwrap(), LinkState { up: true, mtu: 1300 }, "up as before");
+    watch.set_mtu(1350).await.unwrap();
+    wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1350 })).await;
 
     for command in
         ["addr add 198.18.0.1/24 dev rw0", "route add 198.19.0.0/24 dev rw0", "rule add fwmark 7 table 7"]
@@ -136,6 +132,6 @@ async fn namespace_inside() {
     }
     ip("link del rw0");
     wait_for(&mut watch, LinkEvent::Left).await;
-    let error = watch.set_tx_queue_len(1).await.unwrap_err();
+    let error = watch.set_mtu(1400).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
 }

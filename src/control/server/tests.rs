@@ -247,7 +247,7 @@ fn wg_speaks_with_us() {
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let has_wg = Command::new("wg").arg("--version").output().is_ok();
     if !root || !has_wg {
-        eprintln!("skipped: wg_speaks_with_us needs root and wg (wireguard-tools)");
+        crate::sys::testing::skip("needs root and wg (wireguard-tools)");
         return;
     }
     let script = "mount -t tmpfs ringway-test /var/run && exec \"$0\" --exact control::server::tests::wg_inside \
@@ -260,7 +260,7 @@ fn wg_speaks_with_us() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if text.contains("mount: ") && text.contains("permission denied") {
-        eprintln!("skipped: wg_speaks_with_us may not mount");
+        crate::sys::testing::skip("may not mount");
         return;
     }
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -287,7 +287,7 @@ fn wg_ok(args: &[&str], input: &str) -> String {
 }
 
 #[test]
-#[ignore = "run by wg_speaks_with_us in a mount namespace of its own"]
+#[ignore = "inner: run by wg_speaks_with_us in a mount namespace of its own"]
 fn wg_inside() {
     if std::env::var_os("RINGWAY_TEST_PRIVATE_RUN").is_none() {
         return;
