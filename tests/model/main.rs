@@ -1,0 +1,14 @@
+//! The protocol as a whole: hosts with both machines and real cryptography, over a network that loses, delays,
+//! reorders and duplicates, with a clock that only the test moves. Needs no root and no sockets.
+//!
+//! * [`world`]: hosts, network and what must hold at every moment;
+//! * [`schedules`]: random schedules of everything that may happen to a tunnel;
+//! * [`scenarios`]: one thing at a time, with exact expectations;
+//! * [`load`]: floods of forged initiations; the handshake thread itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod load;
+mod scenarios;
+mod schedules;
+mod world;
