@@ -14,7 +14,7 @@ use super::handoff::{
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
-use super::offload::split;
+use super::offload::split::{self, SplitError, SuperPacket};
 use super::outbound::Outbound;
 use super::peers::Peers;
 use crate::metrics::WorkerCounters;
@@ -43,6 +43,7 @@ pub struct Core {
     pub peers: Peers,
     /// The device's MTU, bytes; 0 if not known.
     pub mtu: u32,
+    vnet_header: bool,
     workers: Vec<WorkerLink>,
     requests: RequestLink,
     /// Requests that found the queue full; bounded, since a peer has at most one Begin and a few Releases under way.
@@ -70,6 +71,8 @@ pub struct Parts {
     pub limits: Limits,
     /// The device's MTU, bytes.
     pub mtu: u32,
+    /// Each packet of the TUN queue has a virtio-net header before it.
+    pub vnet_header: bool,
 }
 
 impl Core {
@@ -82,6 +85,7 @@ impl Core {
             counters: WorkerCounters::default(),
             peers,
             mtu: parts.mtu,
+            vnet_header: parts.vnet_header,
             workers: parts.workers,
             requests: parts.requests,
             backlog: VecDeque::new(),
@@ -91,6 +95,11 @@ impl Core {
             due: Vec::new(),
             device_gone: false,
         }
+    }
+
+    /// A read from the TUN queue, checked.
+    fn parse<'a>(&self, read: &'a [u8]) -> Result<SuperPacket<'a>, SplitError> {
+        if self.vnet_header { split::parse(read) } else { split::parse_bare(read) }
     }
 
     /// Who owns a receiver index.
@@ -285,7 +294,7 @@ impl<I: Io> Worker<I> {
     fn packet(&mut self, read: &[u8]) {
         let core = &mut self.core;
         core.counters.tun_reads += 1;
-        let packet = match split::parse(read) {
+        let packet = match core.parse(read) {
             Ok(packet) => packet,
             Err(_) => return core.counters.drops.count(Drop::TunMalformed),
         };
@@ -336,7 +345,12 @@ impl<I: Io> Worker<I> {
         }
         for _ in 0..MESSAGES_PER_TURN {
             let Ok(message) = self.inbox.control.try_recv() else { break };
+            // Prefixes come by the thousand: packets get their turn between two such messages.
+            let long = matches!(message, ToWorker::AddPrefixes(_) | ToWorker::RemovePrefixes(..));
             self.control_message(message);
+            if long {
+                break;
+            }
         }
         for _ in 0..MESSAGES_PER_TURN {
             if !self.outbound.has_room() {
@@ -504,7 +518,7 @@ impl<I: Io> Worker<I> {
                 return false;
             }
             let Some(read) = peer.session.pop_staged() else { break };
-            if let Ok(packet) = split::parse(&read) {
+            if let Ok(packet) = core.parse(&read) {
                 sent |= self.outbound.packet(core, slot, &packet);
             }
         }

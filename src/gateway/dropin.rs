@@ -29,6 +29,8 @@ use crate::sys::process::{self, Daemon};
 const DEFAULT_MTU: u32 = 1420;
 /// A super-packet of at most this many bytes still fits one UDP_SEGMENT send when it is sealed.
 const GSO_MAX_SIZE: u32 = 61_000;
+/// Locked memory of a worker, bytes: three lanes of 16 slots of 66,000 bytes, its rings, and as much again.
+const LOCKED_PER_WORKER: u64 = 8 << 20;
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -59,11 +61,25 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
+    protect(options.workers.get());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the control thread's runtime")?;
     runtime.block_on(serve(options, daemon))
+}
+
+/// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
+/// the start.
+fn protect(workers: u16) {
+    // Keys are in our memory: no core dump, no debugger of the same user.
+    if let Err(error) = process::not_dumpable() {
+        tracing::warn!(%error, "core dumps stay possible");
+    }
+    // Registered buffers count as locked memory, of which an unprivileged process has 8 MiB.
+    if let Err(error) = process::raise_memlock(u64::from(workers) * LOCKED_PER_WORKER) {
+        tracing::debug!(%error, "the limit of locked memory stays");
+    }
 }
 
 async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
