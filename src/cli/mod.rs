@@ -91,5 +91,4 @@ fn interface(word: &str) -> Result<InterfaceName, clap::Error> {
 }
 
 #[cfg(test)]
-#[path = "cli_tests.rs"]
 mod tests;

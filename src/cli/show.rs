@@ -207,5 +207,4 @@ fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "show_tests.rs"]
 mod tests;

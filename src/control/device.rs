@@ -491,5 +491,4 @@ fn same_secret(a: Option<&Secret>, b: Option<&Secret>) -> bool {
 }
 
 #[cfg(test)]
-#[path = "device_tests.rs"]
 mod tests;

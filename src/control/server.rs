@@ -188,5 +188,4 @@ impl Lines {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

@@ -54,7 +54,8 @@ pub struct Options {
 /// Serves the device until it ends.
 ///
 /// # Errors
-/// What keeps it from beginning, with a hint where there is one. In the background the parent has printed it by then.
+/// What keeps it from beginning, with a hint where there is one. In the background the parent prints that, and only
+/// what comes later is an error here.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let daemon = if options.foreground {
         None
@@ -86,10 +87,10 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
     let (control, socket, watch) = match start(options).await {
         Ok(started) => started,
         Err(error) => {
-            if let Some(daemon) = daemon {
-                daemon.fail(&format!("ringway: {error:#}"));
-            }
-            return Err(error);
+            let Some(daemon) = daemon else { return Err(error) };
+            // The parent says it, once; nobody sees how this process ends.
+            daemon.fail(&format!("ringway: {error:#}"));
+            return Ok(());
         }
     };
     if let Some(daemon) = daemon {

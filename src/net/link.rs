@@ -225,5 +225,4 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
 }
 
 #[cfg(test)]
-#[path = "link_tests.rs"]
 mod tests;

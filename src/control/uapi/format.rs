@@ -157,5 +157,4 @@ fn show_peer(peer: &Peer, stats: Option<&PeerStats>) -> ShowPeer {
 }
 
 #[cfg(test)]
-#[path = "format_tests.rs"]
 mod tests;

@@ -227,5 +227,4 @@ fn allowed_ip(value: &str) -> Result<AllowedIp, Errno> {
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
 mod tests;
