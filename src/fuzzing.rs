@@ -6,6 +6,14 @@
 
 use std::net::IpAddr;
 
+mod control;
+mod packets;
+mod protocol;
+
+pub use control::{interface_name, uapi_set};
+pub use packets::{coalesce, inner_packet, received, split};
+pub use protocol::{datagram, handshake};
+
 use crate::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::types::{PeerId, Prefix, Secret, WorkerId};
@@ -14,7 +22,18 @@ use crate::types::{PeerId, Prefix, Secret, WorkerId};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: &[(&str, Target)] = &[("aead_open", aead_open), ("allowed_ips", allowed_ips)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("aead_open", aead_open),
+    ("allowed_ips", allowed_ips),
+    ("coalesce", coalesce),
+    ("datagram", datagram),
+    ("handshake", handshake),
+    ("inner_packet", inner_packet),
+    ("interface_name", interface_name),
+    ("received", received),
+    ("split", split),
+    ("uapi_set", uapi_set),
+];
 
 /// Opens bytes that nobody sealed: they are refused and wiped. Then seals them: they open to themselves, and no more
 /// once one bit is turned. Input: 32 bytes of key, 8 of counter, the packet.

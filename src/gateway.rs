@@ -26,6 +26,7 @@ use crate::dataplane::handoff::{
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
+use crate::dataplane::offload::coalesce::Config;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -49,6 +50,8 @@ pub mod dropin;
 const SLOTS: u16 = 16;
 /// Send buffers of a worker.
 const SEND_BUFFERS: u16 = 16;
+/// Prefixes of one message to a worker: about a millisecond of its time.
+const PREFIXES_PER_MESSAGE: usize = 1024;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -124,12 +127,12 @@ impl Gateway {
                     index_key,
                     limits,
                     mtu,
+                    vnet_header: device.vnet_header,
                 },
                 inbox,
                 sockets: sockets.clone(),
                 tun: Arc::clone(&queues[i]),
-                tcp: device.offloads.tso,
-                udp: device.offloads.uso,
+                coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
@@ -336,8 +339,10 @@ impl DataPlane for Gateway {
     }
 
     fn remove_prefixes(&mut self, prefixes: &[Prefix]) {
-        let shared: Arc<[Prefix]> = prefixes.into();
-        self.ask_all(|done| ToWorker::RemovePrefixes(Arc::clone(&shared), done));
+        for chunk in prefixes.chunks(PREFIXES_PER_MESSAGE) {
+            let shared: Arc<[Prefix]> = chunk.into();
+            self.ask_all(|done| ToWorker::RemovePrefixes(Arc::clone(&shared), done));
+        }
         if let Ok(steering) = &mut self.steering {
             for prefix in prefixes {
                 if let Err(error) = steering.unset(*prefix) {
@@ -348,9 +353,11 @@ impl DataPlane for Gateway {
     }
 
     fn add_prefixes(&mut self, assignments: &[Assignment]) {
-        let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
-            assignments.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
-        self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
+        for chunk in assignments.chunks(PREFIXES_PER_MESSAGE) {
+            let shared: Arc<[(Prefix, PeerId, WorkerId)]> =
+                chunk.iter().map(|a| (a.prefix, a.peer, a.worker)).collect();
+            self.tell_all(|| ToWorker::AddPrefixes(Arc::clone(&shared)));
+        }
         let Ok(steering) = &mut self.steering else { return };
         for Assignment { prefix, worker, .. } in assignments {
             if let Err(error) = steering.set(*prefix, *worker) {
@@ -467,8 +474,7 @@ struct WorkerSeed {
     inbox: WorkerInbox,
     sockets: Sockets,
     tun: Arc<OwnedFd>,
-    tcp: bool,
-    udp: bool,
+    coalesce: Config,
     segment_limit: usize,
     core: Option<usize>,
 }
@@ -506,8 +512,8 @@ impl WorkerSeed {
             },
             RingOptions { receive_slots: SLOTS, tun_slots: SLOTS, ..RingOptions::default() },
         )?;
+        let inbound = Inbound::new(self.tun, self.coalesce, self.parts.vnet_header);
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));
-        let inbound = Inbound::new(self.tun, self.tcp, self.udp);
         let outbound =
             Outbound::new(self.sockets, SEND_BUFFERS, self.segment_limit).context("send buffers")?;
         Ok(Worker::new(ring, self.inbox, core, inbound, outbound))

@@ -118,6 +118,15 @@ mod tests {
         assert!(!with(&[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
     }
 
+    /// `cargo test --release` shows the other half: a release build has no knob, not even for nonsense.
+    #[test]
+    fn only_a_debug_build_shortens_times() {
+        let shortened = limits(Some("5".to_owned())).unwrap() != Limits::default();
+        assert_eq!(shortened, cfg!(debug_assertions));
+        assert_eq!(limits(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
+        assert_eq!(limits(None).unwrap(), Limits::default());
+    }
+
     #[test]
     fn inherited_descriptors() {
         let fd = std::fs::File::open("/dev/null").unwrap().into_raw_fd();

@@ -62,20 +62,25 @@ pub struct Inbound {
     coalescer: Coalescer,
     held: ArrayVec<Slot, HELD>,
     invalid: u32,
+    /// Bytes of virtio-net header before each packet: [`virtio::LEN`], or 0 on a queue without.
+    framing: usize,
     /// Why super-packets are not written, if so.
     pub write_offload_off: Option<&'static str>,
 }
 
 impl Inbound {
-    /// `coalesce_tcp` and `coalesce_udp` say what the TUN device takes as super-packets.
+    /// `config` says what the TUN device takes as super-packets, `vnet_header` whether it takes a virtio-net header
+    /// before each packet; without one there are no super-packets.
     #[must_use]
-    pub fn new(tun: Arc<OwnedFd>, coalesce_tcp: bool, coalesce_udp: bool) -> Self {
+    pub fn new(tun: Arc<OwnedFd>, config: Config, vnet_header: bool) -> Self {
+        let config = Config { tcp: config.tcp && vnet_header, udp: config.udp && vnet_header };
         Self {
             tun,
-            coalescer: Coalescer::new(Config { tcp: coalesce_tcp, udp: coalesce_udp }),
+            coalescer: Coalescer::new(config),
             held: ArrayVec::new(),
             invalid: 0,
-            write_offload_off: (!coalesce_tcp).then_some("the TUN device takes no super-packets"),
+            framing: if vnet_header { virtio::LEN } else { 0 },
+            write_offload_off: (!config.tcp).then_some("the TUN device takes no super-packets"),
         }
     }
 
@@ -115,7 +120,7 @@ impl Inbound {
         if let Some(place) = place {
             // What is held must not be overtaken, and these bytes live only as long as this call.
             self.flush(core);
-            let parts = [IoSlice::new(&NO_OFFLOAD), IoSlice::new(&bytes[range(place)])];
+            let parts = [IoSlice::new(&NO_OFFLOAD[..self.framing]), IoSlice::new(&bytes[range(place)])];
             let result = tun::write(&self.tun, &parts);
             count_written(core, result, 1);
         }
@@ -227,7 +232,7 @@ impl Inbound {
 
     /// Writes the batch. `current` is a slot that is not among the held ones yet, with its number.
     fn drain(&mut self, core: &mut Core, current: Option<(u16, &[u8])>) {
-        let Self { tun, coalescer, held, invalid, write_offload_off } = self;
+        let Self { tun, coalescer, held, invalid, framing, write_offload_off } = self;
         let mut refused = false;
         coalescer.drain(|header, places| {
             let bytes = |place: &Place, from: usize| {
@@ -239,7 +244,8 @@ impl Inbound {
                 slot.and_then(|slot| slot.get(start.checked_sub(from)?..end)).unwrap_or_default()
             };
             let mut parts = ArrayVec::<IoSlice<'_>, PARTS>::new();
-            parts.push(IoSlice::new(header));
+            // Without virtio-net headers nothing is merged, and the header is just that one.
+            parts.push(IoSlice::new(if *framing > 0 { header } else { &[] }));
             parts.extend(places.iter().take(MAX_PARTS).map(|place| IoSlice::new(bytes(place, 0))));
             let result = tun::write(tun, &parts);
             if !is_invalid(&result) || places.len() == 1 {

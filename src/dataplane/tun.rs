@@ -184,11 +184,14 @@ pub fn inherit(queue: OwnedFd, wanted: TunOffloads) -> Result<TunDevice, TunErro
         return Err(refuse(format!("{} was opened without IFF_NO_PI", info.name)));
     }
     set_nonblocking(&queue).map_err(|error| refuse(error.to_string()))?;
-    let mut offloads = TunOffloads::NONE;
+    let mut wanted = wanted;
     if info.vnet_header {
         sys_tun::set_vnet_header_len(&queue).map_err(|error| refuse(error.to_string()))?;
-        offloads = negotiate(&queue, wanted).map_err(|error| refuse(error.to_string()))?;
+    } else {
+        // Whoever opened it may have asked for offloads, whose packets cannot be told without the header.
+        wanted = TunOffloads::NONE;
     }
+    let offloads = negotiate(&queue, wanted).map_err(|error| refuse(error.to_string()))?;
     let link = sys_tun::link(&queue).map_err(|error| refuse(error.to_string()))?;
     Ok(TunDevice {
         name: info.name,

@@ -14,7 +14,7 @@ use super::handoff::{
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
-use super::offload::split;
+use super::offload::split::{self, SplitError, SuperPacket};
 use super::outbound::{Outbound, Progress};
 use super::peers::Peers;
 use crate::metrics::WorkerCounters;
@@ -43,6 +43,7 @@ pub struct Core {
     pub peers: Peers,
     /// The device's MTU, bytes; 0 if not known.
     pub mtu: u32,
+    vnet_header: bool,
     workers: Vec<WorkerLink>,
     requests: RequestLink,
     /// Requests that found the queue full; bounded, since a peer has at most one Begin and a few Releases under way.
@@ -70,6 +71,8 @@ pub struct Parts {
     pub limits: Limits,
     /// The device's MTU, bytes.
     pub mtu: u32,
+    /// Each packet of the TUN queue has a virtio-net header before it.
+    pub vnet_header: bool,
 }
 
 impl Core {
@@ -82,6 +85,7 @@ impl Core {
             counters: WorkerCounters::default(),
             peers,
             mtu: parts.mtu,
+            vnet_header: parts.vnet_header,
             workers: parts.workers,
             requests: parts.requests,
             backlog: VecDeque::new(),
@@ -91,6 +95,11 @@ impl Core {
             due: VecDeque::new(),
             device_gone: false,
         }
+    }
+
+    /// A read from the TUN queue, checked.
+    fn parse<'a>(&self, read: &'a [u8]) -> Result<SuperPacket<'a>, SplitError> {
+        if self.vnet_header { split::parse(read) } else { split::parse_bare(read) }
     }
 
     /// Who owns a receiver index.
@@ -330,7 +339,7 @@ impl<I: Io> Worker<I> {
     /// Yields the segment that found no send buffer, if there is one.
     fn split_and_seal(&mut self, read: &[u8], from: usize) -> Option<usize> {
         let core = &mut self.core;
-        let packet = match split::parse(read) {
+        let packet = match core.parse(read) {
             Ok(packet) => packet,
             Err(_) => {
                 core.counters.drops.count(Drop::TunMalformed);
@@ -403,7 +412,12 @@ impl<I: Io> Worker<I> {
             // A message that ends keys is sent only after the handshake thread has acknowledged it: what it installed
             // before is in the queue by now, and must not come to life after the message that ends it.
             self.key_messages();
+            // Prefixes come by the thousand: packets get their turn between two such messages.
+            let long = matches!(message, ToWorker::AddPrefixes(_) | ToWorker::RemovePrefixes(..));
             self.control_message(message);
+            if long {
+                break;
+            }
         }
         for _ in 0..MESSAGES_PER_TURN {
             if !self.stalled.is_empty() || !self.outbound.has_room() {
@@ -584,7 +598,7 @@ impl<I: Io> Worker<I> {
                 return false;
             }
             let Some(read) = peer.session.pop_staged() else { break };
-            let Ok(packet) = split::parse(&read) else { continue };
+            let Ok(packet) = core.parse(&read) else { continue };
             sent = true;
             if let Progress::Stopped(next) = self.outbound.packet(core, slot, &packet, 0) {
                 self.pause_tun();

@@ -27,6 +27,8 @@ use crate::sys::process::{self, Daemon};
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
 /// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
+/// Locked memory of a worker, bytes: three lanes of 16 slots of 66,000 bytes, its rings, and as much again.
+const LOCKED_PER_WORKER: u64 = 8 << 20;
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -50,14 +52,15 @@ pub struct Options {
 /// Serves the device until it ends.
 ///
 /// # Errors
-/// What keeps it from beginning, with a hint where there is one. In the background the parent has printed it by then.
+/// What keeps it from beginning, with a hint where there is one. In the background the parent prints that, and only
+/// what comes later is an error here.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let daemon = if options.foreground {
         None
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
-    process::not_dumpable().context("keeping keys out of core dumps")?;
+    protect(options.workers.get());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,14 +68,27 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     runtime.block_on(serve(options, daemon))
 }
 
+/// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
+/// the start.
+fn protect(workers: u16) {
+    // Keys are in our memory: no core dump, no debugger of the same user.
+    if let Err(error) = process::not_dumpable() {
+        tracing::warn!(%error, "core dumps stay possible");
+    }
+    // Registered buffers count as locked memory, of which an unprivileged process has 8 MiB.
+    if let Err(error) = process::raise_memlock(u64::from(workers) * LOCKED_PER_WORKER) {
+        tracing::debug!(%error, "the limit of locked memory stays");
+    }
+}
+
 async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
     let (control, socket, watch) = match start(options).await {
         Ok(started) => started,
         Err(error) => {
-            if let Some(daemon) = daemon {
-                daemon.fail(&format!("ringway: {error:#}"));
-            }
-            return Err(error);
+            let Some(daemon) = daemon else { return Err(error) };
+            // The parent says it, once; nobody sees how this process ends.
+            daemon.fail(&format!("ringway: {error:#}"));
+            return Ok(());
         }
     };
     if let Some(daemon) = daemon {

@@ -1,5 +1,6 @@
 //! One WireGuard implementation running on one host, configured through the standard `wg`.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -138,11 +139,26 @@ impl Peer {
         port: u16,
         variables: &[(&str, &str)],
     ) -> Self {
+        Self::start_through(host, implementation, interface, port, variables, &[])
+    }
+
+    /// As `start_with`, by a launcher: words before the program's own, which execute it in their place.
+    pub(crate) fn start_through(
+        host: &Arc<Host>,
+        implementation: Implementation,
+        interface: &str,
+        port: u16,
+        variables: &[(&str, &str)],
+        launcher: &[&str],
+    ) -> Self {
         let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
         std::fs::create_dir_all(log.parent().unwrap()).unwrap();
         let file = File::create(&log).unwrap();
+        let mut words: Vec<_> = launcher.iter().map(OsString::from).collect();
+        words.push(implementation.program().into());
         let child = host
-            .command(implementation.program())
+            .command(&words[0])
+            .args(&words[1..])
             .args(implementation.arguments())
             .arg(interface)
             .envs(implementation.environment())

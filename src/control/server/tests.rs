@@ -167,7 +167,8 @@ fn silent_and_slow_clients_stop_nobody() {
     for _ in 0..20 {
         assert!(server.ask("get=1\n\n").ends_with("errno=0\n\n"));
     }
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // Far below the two minutes for which a silent connection may hold its place.
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     slow.write_all(b"_port=5\n\n").unwrap();
     assert_eq!(answer_of(&mut slow), "errno=0\n\n");
     drop(silent);
@@ -186,7 +187,7 @@ fn a_large_request_through_the_socket() {
         server.ask(&format!("set=1\npublic_key={KEY}\nreplace_allowed_ips=true\n{ips}\n")),
         "errno=0\n\n"
     );
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     let mut stream = server.connect();
     stream.write_all(b"get=1\n\n").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();

@@ -48,6 +48,7 @@ impl Bench {
             index_key,
             limits: Limits::PAPER,
             mtu: 1420,
+            vnet_header: true,
         };
         let mut allowed_ips = AllowedIps::new();
         for (peer, addr, len) in [(PEER, [100, 64, 0, 0], 10), (OTHER, [100, 64, 0, 9], 32)] {
@@ -69,7 +70,7 @@ impl Bench {
             core.peers.add_index(index, id.slot);
             core.settle(id.slot);
         }
-        Self { core, inbound: Inbound::new(Arc::new(queue.into()), true, true), device }
+        Self { core, inbound: Inbound::new(Arc::new(queue.into()), Config { tcp: true, udp: true }, true), device }
     }
 
     /// What the TUN device got of one datagram from `origin`: the inner source address.

@@ -92,6 +92,16 @@ pub fn parse(read: &[u8]) -> Result<SuperPacket<'_>, SplitError> {
     Ok(SuperPacket { packet, ip, work })
 }
 
+/// As [`parse`], for a queue without virtio-net headers: one complete packet.
+///
+/// # Errors
+/// [`SplitError::Ip`]; the packet is then to be dropped.
+pub fn parse_bare(packet: &[u8]) -> Result<SuperPacket<'_>, SplitError> {
+    let ip = ip::Header::parse(packet).ok_or(SplitError::Ip)?;
+    let packet = packet.get(..ip.total_len).ok_or(SplitError::Ip)?;
+    Ok(SuperPacket { packet, ip, work: Work::Copy })
+}
+
 fn checksum_position(header: &virtio::Header, ip: &ip::Header) -> Result<Work, SplitError> {
     let start = usize::from(header.csum_start);
     let field = start + usize::from(header.csum_offset);
