@@ -127,7 +127,8 @@ fn a_full_socket_drops_and_reorders_nothing() {
 fn refuses_segments() -> String {
     let library = target().join("tmp/refuses_segments.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/netns/refuses_segments.c");
-    let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    let status =
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
     assert!(status.expect("a C compiler, which the build needs anyway").success());
     library.to_str().unwrap().to_owned()
 }
@@ -162,8 +163,10 @@ fn a_smaller_link_costs_its_own_endpoint_the_offload() {
         must_reach(&client.host, GATEWAY_V4);
     }
     site.gateway.host.run("ip link set e0 mtu 1400");
-    let down =
-        |i: usize| Flow { way: Way::Down, ..Flow::tcp(&site.clients[i].host, &site.gateway.host, GATEWAY_V4) };
+    let down = |i: usize| Flow {
+        way: Way::Down,
+        ..Flow::tcp(&site.clients[i].host, &site.gateway.host, GATEWAY_V4)
+    };
     let narrow = down(0).start();
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(ping(&site.clients[0].host, GATEWAY_V4, 3, 1000), 3, "what fits goes");

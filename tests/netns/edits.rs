@@ -185,7 +185,12 @@ fn a_fwmark_is_on_every_outer_socket() {
         must_reach(&client.host, GATEWAY_V4);
         gateway.set(&format!("peer {} remove", client.public));
         let (allowed, endpoint) = (client_prefixes(0), "198.18.0.2:51821");
-        let remote = Remote { public: &client.public, allowed: &allowed, endpoint: Some(endpoint), ..Remote::default() };
+        let remote = Remote {
+            public: &client.public,
+            allowed: &allowed,
+            endpoint: Some(endpoint),
+            ..Remote::default()
+        };
         gateway.know(&remote);
         must_reach(&gateway.host, &crate::topology::client_v4(0));
         let counts = marks.counts();
