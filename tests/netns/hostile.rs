@@ -74,7 +74,7 @@ fn truncated_and_changed_datagrams_do_not_authenticate() {
 
 #[test]
 fn replayed_datagrams_are_refused() {
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::with_traffic() else { return };
     let (mut site, attacker, to) = besieged(&lab);
     let client = &site.clients[0];
     let filter = format!("udp dst port {GATEWAY_PORT}");
@@ -95,6 +95,18 @@ fn replayed_datagrams_are_refused() {
     let recorded = udp_payloads(&file).len() as u64;
     assert!(recorded >= 20, "so few were recorded: {recorded}");
     assert!(before.is_none() || counted == before.map(|n| n + recorded * 25), "{before:?} {counted:?}");
+
+    // At full rate, beside the owner's own traffic.
+    let mut replayer = send(&attacker, &format!("replay {to} {} 1000000", file.display()));
+    let flow =
+        Flow { seconds: 3, udp: Some("5M"), ..Flow::udp(&client.host, &site.gateway.host, GATEWAY_V4) };
+    let report = flow.run();
+    assert!(replayer.try_wait().unwrap().is_none(), "the flood ended too early");
+    replayer.kill().unwrap();
+    replayer.wait().unwrap();
+    assert!(report.packets > 500 && report.lost * 20 < report.packets, "{report:?}");
+    assert_eq!(report.out_of_order, 0, "{report:?}");
+    assert_eq!(site.gateway.show("endpoints", &client.public), endpoint, "nobody roams on a replay");
     assert!(site.gateway.exit_status().is_none());
     std::fs::remove_file(file).unwrap();
 }

@@ -5,8 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::lab::{Lab, machine, wait_until};
-use crate::peer::{Implementation, Peer};
-use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Outer, Plan, connect, gateway_endpoint};
+use crate::peer::{Implementation, Peer, Remote, stranger};
+use crate::topology::{
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Plan, client_prefixes, client_v4, connect,
+    gateway_endpoint,
+};
 use crate::traffic::{must_reach, ping};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -120,7 +123,7 @@ fn a_device_moved_to_another_namespace_goes_on() {
     inside.run("ip link set wg0 up");
     inside.address("wg0", &format!("{GATEWAY_V4}/10"));
     must_reach(&site.clients[0].host, GATEWAY_V4);
-    must_reach(&inside, &crate::topology::client_v4(0));
+    must_reach(&inside, &client_v4(0));
     assert!(site.gateway.exit_status().is_none());
 }
 
@@ -180,6 +183,38 @@ fn wg_quick_brings_it_up_and_down() {
     wait_until("the device is gone", SOON, || !host.has_interface("wgq"));
     let socket = host.run_file("wireguard/wgq.sock");
     wait_until("the socket is gone", SOON, || !socket.exists());
+}
+
+#[test]
+fn a_host_without_ipv6_is_fine() {
+    let Some(lab) = Lab::new() else { return };
+    let (gateway_host, client_host) = (lab.host("gateway"), lab.host("client0"));
+    lab.link((&gateway_host, "e0"), (&client_host, "e0"), 1500);
+    gateway_host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+    gateway_host.address("e0", "198.18.0.1/24");
+    client_host.address("e0", "198.18.0.2/24");
+    let gateway = Peer::start(&gateway_host, Implementation::ringway(), "wg0", GATEWAY_PORT);
+    let client = Peer::start(&client_host, Implementation::WireguardGo, "wg0", CLIENT_PORT);
+    gateway.up(&[&format!("{GATEWAY_V4}/10")], 1420);
+    client.up(&[&format!("{}/10", client_v4(0))], 1420);
+    gateway.know(&Remote { public: &client.public, allowed: &client_prefixes(0), ..Remote::default() });
+    client.know(&Remote {
+        public: &gateway.public,
+        allowed: OVERLAY,
+        endpoint: Some(&gateway_endpoint(0, Outer::V4)),
+        ..Remote::default()
+    });
+    must_reach(&client_host, GATEWAY_V4);
+    // An endpoint that cannot be reached costs nothing else.
+    gateway.know(&Remote {
+        public: &stranger(),
+        allowed: "100.64.9.9/32",
+        endpoint: Some("[fd00:198:18:9::9]:9"),
+        keepalive: Some(1),
+        ..Remote::default()
+    });
+    assert_eq!(ping(&gateway_host, "100.64.9.9", 2, 56), 0);
+    must_reach(&gateway_host, &client_v4(0));
 }
 
 /// `ip link set netns` takes a name only from `/run/netns`, which a host of ours does not see: a process does.
