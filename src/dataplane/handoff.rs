@@ -281,3 +281,77 @@ impl RequestLink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::sys::poll;
+
+    /// How often the bell was rung since the last call: an eventfd adds up what is written.
+    fn rings(bell: &Bell) -> u64 {
+        let mut eventfd = std::fs::File::from(bell.eventfd().as_fd().try_clone_to_owned().unwrap());
+        let mut count = [0; 8];
+        eventfd.read_exact(&mut count).map_or(0, |()| u64::from_ne_bytes(count))
+    }
+
+    #[test]
+    fn only_a_sleeper_is_rung_and_only_once() {
+        let bell = Bell::new(EventFd::new().unwrap());
+        bell.ring();
+        assert_eq!(rings(&bell), 0, "it is awake");
+        bell.about_to_sleep();
+        bell.ring();
+        bell.clone().ring();
+        assert_eq!(rings(&bell), 1);
+        bell.about_to_sleep();
+        bell.awake();
+        bell.ring();
+        assert_eq!(rings(&bell), 0, "it ran again by itself");
+    }
+
+    #[test]
+    fn no_ring_is_lost() {
+        const ROUNDS: u32 = 100_000;
+        // Fewer rounds on a busy machine: each may cost two changes of context.
+        const AT_MOST: Duration = Duration::from_secs(10);
+        let bell = Bell::new(EventFd::new().unwrap());
+        let (sender, receiver) = bounded(1);
+        let ringer = bell.clone();
+        let thread = std::thread::spawn(move || {
+            let begin = Instant::now();
+            for round in 0..=ROUNDS {
+                let last = round == ROUNDS || begin.elapsed() > AT_MOST;
+                // There is room once the message before was taken: each may meet a sleeper.
+                sender.send((round, last)).unwrap();
+                ringer.ring();
+                if last {
+                    return;
+                }
+                (0..round % 64).for_each(|_| std::hint::spin_loop());
+            }
+        });
+        let mut expected = 0;
+        let mut slept = 0;
+        let mut done = false;
+        while !done {
+            bell.about_to_sleep();
+            if receiver.is_empty() {
+                slept += 1;
+                poll::readable(&[bell.eventfd().as_fd()], Duration::from_secs(20)).unwrap();
+                assert!(bell.eventfd().drain(), "nobody rang for message {expected}");
+            }
+            bell.awake();
+            while let Ok((round, last)) = receiver.try_recv() {
+                assert_eq!(round, expected);
+                expected += 1;
+                done = last;
+            }
+        }
+        thread.join().unwrap();
+        assert!(slept > 100, "of {expected} messages only {slept} met a sleeper");
+    }
+}

@@ -26,6 +26,9 @@ use crate::types::{Endpoint, PeerId, Time};
 use crate::wire::ip;
 use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TransportHeader, padded_len};
 
+#[cfg(test)]
+mod tests;
+
 /// Most segments of one UDP_SEGMENT send that any kernel takes (UDP_MAX_SEGMENTS, include/linux/udp.h).
 pub const MAX_SEGMENTS: usize = 128;
 /// Longest payload of one send. Beyond it the kernel cuts segments in software without a word (measured).

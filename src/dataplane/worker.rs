@@ -26,6 +26,17 @@ use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::clock;
 use crate::types::{PeerId, Time, WorkerId};
 
+#[cfg(test)]
+mod allocations;
+#[cfg(test)]
+mod messages;
+#[cfg(test)]
+mod pressure;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 /// Bytes of packets that may wait for handshakes on one worker, over all its peers.
 pub const STAGED_BYTES: usize = 16 << 20;
 /// Key and control messages handled per turn, so that a flood of them does not starve packets.

@@ -19,8 +19,8 @@ use ringway::noise::peer_session::{Actions, PeerSession, Stats};
 use ringway::noise::timers::Limits;
 use ringway::noise::timestamp::Tai64n;
 use ringway::noise::{ToHandshaker, ToOwner};
-use ringway::wire::wireguard::Kind;
 use ringway::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
+use ringway::wire::wireguard::Kind;
 use ringway::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
 
 /// Whoever sends from here has recorded what others sent.

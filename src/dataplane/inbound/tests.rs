@@ -70,7 +70,11 @@ impl Bench {
             core.peers.add_index(index, id.slot);
             core.settle(id.slot);
         }
-        Self { core, inbound: Inbound::new(Arc::new(queue.into()), Config { tcp: true, udp: true }, true), device }
+        Self {
+            core,
+            inbound: Inbound::new(Arc::new(queue.into()), Config { tcp: true, udp: true }, true),
+            device,
+        }
     }
 
     /// What the TUN device got of one datagram from `origin`: the inner source address.

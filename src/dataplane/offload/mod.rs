@@ -6,4 +6,4 @@ pub mod coalesce;
 pub mod split;
 
 #[cfg(test)]
-mod packets;
+pub(crate) mod packets;
