@@ -8,14 +8,14 @@ use ringway::dataplane::Sockets;
 use ringway::dataplane::handoff::{Bell, Request, RequestLink, worker_channels};
 use ringway::dataplane::handshake::{HandshakeLink, HandshakeThread, Parts, ToHandshake};
 use ringway::metrics::drops::Drop;
+use ringway::noise::ToOwner;
 use ringway::noise::cookie::PeerCookie;
 use ringway::noise::handshaker::Handshaker;
 use ringway::noise::index::IndexKey;
 use ringway::noise::timestamp::Tai64n;
-use ringway::noise::{INITIATION_LEN, ToOwner};
 use ringway::sys::eventfd::EventFd;
 use ringway::types::{Endpoint, PeerId, Secret, Time, WorkerId};
-use ringway::wire::wireguard::Kind;
+use ringway::wire::wireguard::{INITIATION_LEN, Kind};
 
 use super::world::{PERFECT, World, addr, public};
 

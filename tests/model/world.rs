@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand_core::{TryCryptoRng, TryRng};
 use ringway::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
 use ringway::crypto::x25519::PrivateKey;
-use ringway::dataplane::admission::{Admission, Arrival, Kind, Verdict};
+use ringway::dataplane::admission::{Admission, Arrival, Verdict};
 use ringway::noise::handshaker::{HandshakeError, Handshaker};
 use ringway::noise::index::IndexKey;
 use ringway::noise::peer_session::{Actions, PeerSession, Stats};
@@ -20,7 +20,7 @@ use ringway::noise::timers::Limits;
 use ringway::noise::timestamp::Tai64n;
 use ringway::noise::{ToHandshaker, ToOwner};
 use ringway::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use ringway::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+use ringway::wire::wireguard::{Kind, TRANSPORT_HEADER_LEN, TransportHeader};
 
 /// Whoever sends from here has recorded what others sent.
 pub(crate) const ATTACKER: &str = "203.0.113.66:666";
