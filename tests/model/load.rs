@@ -15,8 +15,7 @@ use ringway::noise::index::IndexKey;
 use ringway::noise::timestamp::Tai64n;
 use ringway::sys::eventfd::EventFd;
 use ringway::types::{Endpoint, PeerId, Secret, Time, WorkerId};
-use ringway::wire::wireguard::INITIATION_LEN;
-use ringway::wire::wireguard::Kind;
+use ringway::wire::wireguard::{INITIATION_LEN, Kind};
 
 use super::world::{PERFECT, World, addr, public};
 

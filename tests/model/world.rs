@@ -20,8 +20,7 @@ use ringway::noise::timers::Limits;
 use ringway::noise::timestamp::Tai64n;
 use ringway::noise::{ToHandshaker, ToOwner};
 use ringway::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use ringway::wire::wireguard::Kind;
-use ringway::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+use ringway::wire::wireguard::{Kind, TRANSPORT_HEADER_LEN, TransportHeader};
 
 /// Whoever sends from here has recorded what others sent.
 pub(crate) const ATTACKER: &str = "203.0.113.66:666";
