@@ -81,24 +81,28 @@ impl Counting {
 // SAFETY: every call goes to the system's allocator as it came; counting touches a thread-local integer that needs
 // neither allocation nor destructor.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: the contract is the trait's, passed on to the system's allocator.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::count();
         // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: the contract is the trait's, passed on to the system's allocator.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Self::count();
         // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
+    // SAFETY: the contract is the trait's, passed on to the system's allocator.
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         Self::count();
         // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
         unsafe { System.realloc(old, layout, size) }
     }
 
+    // SAFETY: the contract is the trait's, passed on to the system's allocator.
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
         unsafe { System.dealloc(old, layout) }
