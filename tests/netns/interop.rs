@@ -10,7 +10,7 @@ use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, Outer, Plan, Site, client_prefixes,
     client_v4, client_v6, connect, gateway_endpoint,
 };
-use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping};
+use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping, receive_overflows};
 
 /// Declares each test once per foreign implementation.
 macro_rules! against_each {
@@ -120,10 +120,15 @@ fn udp_both_ways(other: Implementation) {
         for (to, way) in
             [(GATEWAY_V4, Way::Up), (GATEWAY_V4, Way::Down), (GATEWAY_V6, Way::Up), (GATEWAY_V6, Way::Down)]
         {
+            let theirs = if plan.gateway == other { gateway } else { client };
+            let before = receive_overflows(theirs);
             let report = Flow { way, udp: Some("20M"), ..Flow::udp(client, gateway, to) }.run();
-            assert!(report.packets > 3000, "{to} {way:?}: {report:?}");
-            assert!(report.lost * 50 < report.packets, "{to} {way:?}: {report:?}");
-            assert_eq!(report.out_of_order, 0, "{to} {way:?}: {report:?}");
+            // A busy machine may starve the other program, whose socket buffer is small: its loss is not ours.
+            let overflowed = receive_overflows(theirs) - before;
+            let what = format!("{other:?} {to} {way:?}: {report:?}, {overflowed} too many for its socket");
+            assert!(report.packets > 3000, "{what}");
+            assert!(report.lost.saturating_sub(overflowed) * 50 < report.packets, "{what}");
+            assert_eq!(report.out_of_order, 0, "{what}");
         }
     }
 }

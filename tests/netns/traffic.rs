@@ -185,6 +185,12 @@ impl TcpOrder {
     }
 }
 
+/// Datagrams that found no room in the buffer of a UDP socket of this host, both families, since its start.
+pub(crate) fn receive_overflows(host: &Host) -> u64 {
+    let text = host.run("nstat -a -s -z UdpRcvbufErrors Udp6RcvbufErrors");
+    text.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
 /// A tcpdump on one interface.
 pub(crate) struct Capture {
     tcpdump: Child,
