@@ -327,8 +327,8 @@ impl Outbound {
         Outcome::Done
     }
 
-    /// Decides what a failed send becomes: the same without its sticky source, the same as plain datagrams, or a
-    /// drop.
+    /// Decides what a failed send becomes: the same without its sticky source, the same as plain datagrams, the same
+    /// in fragments, or a drop.
     fn recover(&mut self, core: &mut Core, run: &mut Sealed, end: usize, segmented: bool, error: &io::Error) {
         let errno = error.raw_os_error().unwrap_or(0);
         if run.endpoint.source.is_some() && is_stale_source(error) {
@@ -347,10 +347,23 @@ impl Outbound {
             self.note_plain(run.endpoint.remote, core.now);
             core.counters.segment_fallbacks += 1;
             run.plain = true;
+        } else if !segmented && errno == libc::EMSGSIZE && self.send_in_fragments(run, end) {
+            core.counters.sends += 1;
+            core.counters.fragmented += 1;
+            run.start = end;
         } else {
             core.counters.drops.add(Drop::SendFailed, (end - run.start).div_ceil(run.segment) as u64);
             run.start = end;
         }
+    }
+
+    /// Larger than the device's MTU: rather fragments than a black hole.
+    fn send_in_fragments(&self, run: &Sealed, end: usize) -> bool {
+        let Endpoint { remote, source } = run.endpoint;
+        let part = &run.slot[run.start..end];
+        self.sockets
+            .towards(remote)
+            .is_some_and(|socket| socket::send_in_fragments(socket, part, remote, source, run.tos).is_ok())
     }
 
     fn is_plain(&mut self, remote: SocketAddr, now: Time) -> bool {

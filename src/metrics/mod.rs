@@ -48,6 +48,8 @@ counters! {
         segment_fallbacks "ringway_segment_fallbacks_total" "segmented sends repeated as plain datagrams";
         coalesce_fallbacks "ringway_coalesce_fallbacks_total"
             "super-packets that the TUN device refused, written packet by packet";
+        fragmented "ringway_fragmented_sends_total"
+            "datagrams larger than the outer device's MTU, sent in fragments";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
         sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";

@@ -364,6 +364,30 @@ pub fn set_interface_mtu(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
     }
 }
 
+/// Sends one datagram that is larger than the device's MTU: the kernel fragments it, as it does for its own WireGuard.
+/// For the length of the call the socket is switched to `IP_PMTUDISC_OMIT`, which still ignores what ICMP says; three
+/// system calls, so for the exception only. The caller's thread must be the only one that sends on the socket.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_in_fragments(
+    fd: &impl AsFd,
+    payload: &[u8],
+    remote: SocketAddr,
+    source: Option<Source>,
+    tos: u8,
+) -> io::Result<()> {
+    let domain = if remote.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+    if domain == Domain::IPV6 {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_OMIT)?;
+    } else {
+        set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_OMIT)?;
+    }
+    let sent = send(fd, payload, remote, source, tos, None);
+    set_interface_mtu(fd, domain)?;
+    sent
+}
+
 /// Asks for the local address and the TOS byte of every datagram (pktinfo and TOS, or IPv6's equivalents).
 ///
 /// # Errors

@@ -120,6 +120,26 @@ fn the_limits_of_a_datagram_and_of_a_run_are_errors() {
 }
 
 #[test]
+fn what_does_not_fit_the_device_goes_in_fragments() {
+    in_netns(|| {
+        ip("link set lo mtu 1500");
+        for (addr, domain) in FAMILIES {
+            let (a, b) = pair(addr, domain);
+            let to = b.local_addr().unwrap();
+            let mut buffer = [0; 4000];
+            for _ in 0..2 {
+                let refused = send(&a, &[7; 3000], to, None, 0, None).unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE), "{addr}: as before");
+                send_in_fragments(&a, &[7; 3000], to, None, 2).unwrap();
+                let got = soon(&b, &mut buffer);
+                assert_eq!((got.len, got.tos), (3000, 2));
+                assert!(buffer[..3000].iter().all(|byte| *byte == 7));
+            }
+        }
+    });
+}
+
+#[test]
 fn a_refused_port_is_reported_once() {
     let (a, b) = pair("127.0.0.1", Domain::IPV4);
     let to = b.local_addr().unwrap();
