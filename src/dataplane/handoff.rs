@@ -30,14 +30,22 @@ pub const REQUEST_QUEUE: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Bell {
     eventfd: EventFd,
-    sleeping: Arc<AtomicBool>,
+    flags: Arc<Flags>,
+}
+
+#[derive(Debug, Default)]
+struct Flags {
+    /// The owner sleeps or is about to.
+    sleeping: AtomicBool,
+    /// Something was queued since the owner last looked: it need not look at every channel in every turn.
+    rung: AtomicBool,
 }
 
 impl Bell {
     /// A bell that rings `eventfd`.
     #[must_use]
     pub fn new(eventfd: EventFd) -> Self {
-        Self { eventfd, sleeping: Arc::new(AtomicBool::new(false)) }
+        Self { eventfd, flags: Arc::default() }
     }
 
     /// The eventfd that the sleeper watches.
@@ -49,24 +57,48 @@ impl Bell {
     /// Called after a message was queued.
     #[inline]
     pub fn ring(&self) {
-        // Pairs with the fence in `about_to_sleep`: either we see the flag, or the sleeper sees our message.
+        self.flags.rung.store(true, Ordering::Release);
+        // Pairs with the fence in `about_to_sleep`: either we see that it sleeps, or the sleeper sees `rung`.
         fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+        let sleeping = &self.flags.sleeping;
+        if sleeping.load(Ordering::Relaxed) && sleeping.swap(false, Ordering::Relaxed) {
             self.eventfd.notify();
         }
     }
 
-    /// Called by the owner before its last look at the channels.
+    /// True if somebody rang since the last [`Self::answer`].
+    #[inline]
+    #[must_use]
+    pub fn is_rung(&self) -> bool {
+        self.flags.rung.load(Ordering::Relaxed)
+    }
+
+    /// Called by the owner before it looks at the channels: true if somebody rang. Whoever looks and leaves something
+    /// behind calls [`Self::remind`].
+    #[inline]
+    #[must_use]
+    pub fn answer(&self) -> bool {
+        // Acquire: what was queued before the ringing is seen.
+        self.is_rung() && self.flags.rung.swap(false, Ordering::Acquire)
+    }
+
+    /// The owner has left something in a channel: as if somebody rang, without waking anybody.
+    #[inline]
+    pub fn remind(&self) {
+        self.flags.rung.store(true, Ordering::Relaxed);
+    }
+
+    /// Called by the owner before its last look at [`Self::is_rung`] or the channels.
     #[inline]
     pub fn about_to_sleep(&self) {
-        self.sleeping.store(true, Ordering::Relaxed);
+        self.flags.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
     /// Called by the owner when it runs again.
     #[inline]
     pub fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.flags.sleeping.store(false, Ordering::Relaxed);
     }
 }
 
@@ -231,6 +263,12 @@ pub struct WorkerInbox {
 }
 
 impl WorkerInbox {
+    /// True if nothing is queued.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.has_messages() && self.handover.is_empty()
+    }
+
     /// True if control or the handshake thread has said something.
     #[must_use]
     pub fn has_messages(&self) -> bool {

@@ -294,9 +294,11 @@ impl<I: Io> Worker<I> {
     /// How long the loop may sleep: not at all while something is queued, else until the next deadline.
     fn time_to_wait(&mut self) -> Option<Duration> {
         self.inbox.bell.about_to_sleep();
+        let rung = self.inbox.bell.is_rung();
         // Without a send buffer there is nothing to do for packets until a socket is writable, which wakes us.
-        let packets = !self.inbox.handover.is_empty() || !self.core.due.is_empty();
-        if self.inbox.has_messages() || (packets && self.stalled.is_empty() && self.outbound.has_room()) {
+        let packets = (rung && !self.inbox.handover.is_empty()) || !self.core.due.is_empty();
+        let can_send = self.stalled.is_empty() && self.outbound.has_room();
+        if (rung && self.inbox.has_messages()) || (packets && can_send) {
             return Some(Duration::ZERO);
         }
         if !self.core.backlog.is_empty() {
@@ -416,7 +418,11 @@ impl<I: Io> Worker<I> {
         }
     }
 
+    /// What the other threads have said; one load if they have said nothing.
     fn messages(&mut self) {
+        if !self.inbox.bell.answer() {
+            return;
+        }
         self.key_messages();
         for _ in 0..MESSAGES_PER_TURN {
             let Ok(message) = self.inbox.control.try_recv() else { break };
@@ -445,6 +451,9 @@ impl<I: Io> Worker<I> {
             }
         }
         self.outbound.flush(&mut self.core);
+        if !self.inbox.is_empty() {
+            self.inbox.bell.remind();
+        }
     }
 
     /// All that is there; bounded by the queue.

@@ -127,21 +127,18 @@ struct Entry {
 
 const UNLINKED: Entry = Entry { due: 0, opens: 0, previous: NONE, next: NONE, level: NONE, bucket: 0 };
 
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    /// Bit *n*: bucket *n* holds something.
-    occupied: u64,
-    heads: [u32; BUCKETS],
-}
-
 /// A hierarchical timer wheel: at most one deadline for each slot number. Costs by what expires; allocates only to
 /// make room for a slot greater than any before.
 #[derive(Debug)]
 pub struct Wheel {
-    /// The present, in ticks. Every bucket that opened up to here has been emptied; only `levels[0]` may hold
+    /// The present, in ticks. Every bucket that opened up to here has been emptied; only level 0 may hold
     /// something in the bucket of the present itself.
     now: u64,
-    levels: [Level; LEVELS],
+    /// For each level, bit *n*: its bucket *n* holds something. Apart from the buckets, so that a look at an idle wheel
+    /// touches one cache line.
+    occupied: [u64; LEVELS],
+    /// The first slot of each level's buckets.
+    heads: [[u32; BUCKETS]; LEVELS],
     /// By slot number.
     entries: Vec<Entry>,
 }
@@ -152,7 +149,8 @@ impl Wheel {
     pub fn new(slots: usize, now: Time) -> Self {
         Self {
             now: now.as_nanos() >> TICK_SHIFT,
-            levels: [Level { occupied: 0, heads: [NONE; BUCKETS] }; LEVELS],
+            occupied: [0; LEVELS],
+            heads: [[NONE; BUCKETS]; LEVELS],
             entries: vec![UNLINKED; slots],
         }
     }
@@ -185,10 +183,9 @@ impl Wheel {
         match self.entries.get_mut(previous as usize) {
             Some(before) => before.next = next,
             None => {
-                let level = &mut self.levels[level as usize];
-                level.heads[bucket as usize] = next;
+                self.heads[level as usize][bucket as usize] = next;
                 if next == NONE {
-                    level.occupied &= !(1 << bucket);
+                    self.occupied[level as usize] &= !(1 << bucket);
                 }
             }
         }
@@ -218,8 +215,7 @@ impl Wheel {
     /// The bucket that opens first and the tick when it does. Entries of a level share the present's place in all
     /// levels above, so the lowest level that holds anything holds the first.
     fn first_bucket(&self) -> Option<(usize, usize, u64)> {
-        let (level, Level { occupied, .. }) =
-            self.levels.iter().enumerate().find(|(_, level)| level.occupied != 0)?;
+        let (level, occupied) = self.occupied.iter().enumerate().find(|(_, occupied)| **occupied != 0)?;
         let bucket = occupied.trailing_zeros();
         let shift = LEVEL_SHIFT * level as u32;
         let around = self.now >> (shift + LEVEL_SHIFT) << (shift + LEVEL_SHIFT);
@@ -228,8 +224,8 @@ impl Wheel {
 
     /// Empties a bucket whose time has come: what is due is reported, the rest comes down or moves on.
     fn open(&mut self, level: usize, bucket: usize, due: &mut impl FnMut(u32)) {
-        let mut slot = std::mem::replace(&mut self.levels[level].heads[bucket], NONE);
-        self.levels[level].occupied &= !(1 << bucket);
+        let mut slot = std::mem::replace(&mut self.heads[level][bucket], NONE);
+        self.occupied[level] &= !(1 << bucket);
         while let Some(entry) = self.entries.get_mut(slot as usize) {
             let Entry { due: tick, next, .. } = *entry;
             *entry = UNLINKED;
@@ -254,9 +250,8 @@ impl Wheel {
         let shift = LEVEL_SHIFT * level;
         let bucket = (due >> shift) as usize % BUCKETS;
         // 2^40 ticks need 41 of 42 bits: `level` is below LEVELS.
-        let Level { occupied, heads } = &mut self.levels[level as usize];
-        let head = std::mem::replace(&mut heads[bucket], slot);
-        *occupied |= 1 << bucket;
+        let head = std::mem::replace(&mut self.heads[level as usize][bucket], slot);
+        self.occupied[level as usize] |= 1 << bucket;
         if let Some(second) = self.entries.get_mut(head as usize) {
             second.previous = slot;
         }
