@@ -277,3 +277,26 @@ fn without_segmentation_a_super_packet_takes_no_more_buffers() {
     bench.assert_drops(&[]);
     assert_eq!(bench.counters().segment_fallbacks, 0);
 }
+
+#[test]
+fn nothing_overtakes_what_waits_once_there_is_room_again() {
+    let mut bench = Bench::wire();
+    let remote = bench.peer(2);
+    let mut n = 0;
+    while !bench.is_armed() {
+        bench.read(&super_packet(2, n));
+        bench.turn();
+        n += 1;
+    }
+    // The socket has room, and nobody has told the worker yet.
+    let mut sent = drain(&bench.wire);
+    assert!(bench.worker.outbound.has_room());
+    bench.read(&super_packet(2, n));
+    bench.turn();
+    sent.extend(drain(&bench.wire));
+    bench.writable();
+    sent.extend(drain(&bench.wire));
+    let opened = remote.keys.open_runs(&sent, OUTER);
+    assert!(opened.iter().map(|(counter, _)| *counter).eq(1..=40 * u64::from(n + 1)));
+    bench.assert_drops(&[]);
+}
