@@ -71,6 +71,16 @@ pub struct Gateway {
     gone: watch::Receiver<bool>,
 }
 
+/// What may be chosen when a gateway starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Protocol constants.
+    pub limits: Limits,
+    /// How long a worker polls awake after a quiet spell before it sleeps; at most
+    /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
+    pub busy_poll: Duration,
+}
+
 /// The outer sockets by thread: workers in order, the handshake thread last.
 fn open_sockets(
     port: u16,
@@ -90,7 +100,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Sockets, ring or thread that cannot be had, with a hint where there is one.
-    pub fn start(mut device: TunDevice, limits: Limits) -> anyhow::Result<Self> {
+    pub fn start(mut device: TunDevice, settings: Settings) -> anyhow::Result<Self> {
         let count = device.queues.len();
         let workers = u16::try_from(count).context("more workers than 65,535")?;
         let mut rng = SystemRng::new().context("the kernel's random generator failed")?;
@@ -125,7 +135,7 @@ impl Gateway {
                     workers: links.clone(),
                     requests: requests.clone(),
                     index_key,
-                    limits,
+                    limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
                 },
@@ -134,6 +144,7 @@ impl Gateway {
                 tun: Arc::clone(&queues[i]),
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
+                busy_poll: settings.busy_poll,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
@@ -476,6 +487,7 @@ struct WorkerSeed {
     tun: Arc<OwnedFd>,
     coalesce: Config,
     segment_limit: usize,
+    busy_poll: Duration,
     core: Option<usize>,
 }
 
@@ -510,7 +522,12 @@ impl WorkerSeed {
                 v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
                 wake: self.inbox.bell.eventfd().as_fd(),
             },
-            RingOptions { receive_slots: SLOTS, tun_slots: SLOTS, ..RingOptions::default() },
+            RingOptions {
+                receive_slots: SLOTS,
+                tun_slots: SLOTS,
+                busy_poll: self.busy_poll,
+                ..RingOptions::default()
+            },
         )?;
         let inbound = Inbound::new(self.tun, self.coalesce, self.parts.vnet_header);
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));

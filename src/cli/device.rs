@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
+use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
@@ -44,7 +46,11 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
-    Ok(Options { name, foreground, workers, tun, uapi, limits: limits(text(REKEY_KNOB))? })
+    let settings = Settings {
+        limits: limits(text(REKEY_KNOB))?,
+        busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+    };
+    Ok(Options { name, foreground, workers, tun, uapi, settings })
 }
 
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
@@ -82,6 +88,20 @@ fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     })
 }
 
+/// `RINGWAY_BUSY_POLL`: microseconds.
+fn busy_poll(value: &str) -> anyhow::Result<Duration> {
+    if value.is_empty() {
+        return Ok(BUSY_POLL);
+    }
+    let time = value.parse().ok().map(Duration::from_micros).filter(|time| *time <= MAX_BUSY_POLL);
+    time.with_context(|| {
+        format!(
+            "RINGWAY_BUSY_POLL={value} is no number of microseconds from 0 to {}",
+            MAX_BUSY_POLL.as_micros()
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +129,17 @@ mod tests {
         assert!((1..=256).contains(&count("auto").unwrap()));
         for bad in ["0", "257", "65537", "-1", "two", " 2"] {
             assert!(count(bad).unwrap_err().to_string().contains("RINGWAY_WORKERS"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn busy_poll_times() {
+        let time = |value| with(&[("RINGWAY_BUSY_POLL", value)]).map(|options| options.settings.busy_poll);
+        assert_eq!(time("").unwrap(), BUSY_POLL);
+        assert_eq!(time("0").unwrap(), Duration::ZERO);
+        assert_eq!(time("1000").unwrap(), MAX_BUSY_POLL);
+        for bad in ["1001", "-1", "50us", "18446744073709551616"] {
+            assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
         }
     }
 

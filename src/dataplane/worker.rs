@@ -639,6 +639,8 @@ impl<I: Io> Worker<I> {
         let core = &mut self.core;
         core.counters.enters = io.enters;
         core.counters.sleeps = io.sleeps;
+        core.counters.busy_polls = io.busy_polls;
+        core.counters.busy_poll_hits = io.busy_poll_hits;
         core.counters.completions = io.completions;
         core.counters.buffers_exhausted = io.buffers_exhausted;
         WorkerReport {

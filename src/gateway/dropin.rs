@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::Gateway;
+use super::{Gateway, Settings};
 use crate::control::device::Device;
 use crate::control::socket::{DIRECTORY, UapiSocket};
 use crate::control::{Control, server};
 use crate::dataplane::tun::{self, TunDevice, TunOffloads};
 use crate::net::link::{LinkEvent, LinkWatch};
 use crate::net::name::InterfaceName;
-use crate::noise::timers::Limits;
 use crate::sys::process::{self, Daemon};
 
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
@@ -45,8 +44,8 @@ pub struct Options {
     pub tun: Option<OwnedFd>,
     /// A listening UAPI socket (`WG_UAPI_FD`).
     pub uapi: Option<OwnedFd>,
-    /// Protocol constants.
-    pub limits: Limits,
+    /// Times and limits.
+    pub settings: Settings,
 }
 
 /// Serves the device until it ends.
@@ -117,7 +116,7 @@ async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket
     if made {
         watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
     }
-    let gateway = Gateway::start(device, options.limits)?;
+    let gateway = Gateway::start(device, options.settings)?;
     if let Ok(state) = watch.state().await {
         gateway.set_mtu(state.mtu);
     }

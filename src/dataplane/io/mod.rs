@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::sys::arena::Slot;
 use crate::types::Source;
 
+pub mod busy_poll;
 pub mod recvmsg;
 pub mod ring;
 
@@ -87,6 +88,10 @@ pub struct IoCounters {
     pub enters: u64,
     /// Of these, how many were allowed to sleep.
     pub sleeps: u64,
+    /// Waits that began by polling awake.
+    pub busy_polls: u64,
+    /// Of these, how many found something before they would have slept.
+    pub busy_poll_hits: u64,
     /// Completions handled.
     pub completions: u64,
     /// Receives that ended for want of a buffer (ENOBUFS) and were armed again.

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
 
+use super::busy_poll::{BUSY_POLL, BusyPoll};
 use super::{Event, Family, Io, IoCounters, Target};
 
 mod buffers;
@@ -71,11 +72,13 @@ pub struct RingOptions {
     pub tun_slots: u16,
     /// Use READ_MULTISHOT where the kernel has it.
     pub tun_multishot: bool,
+    /// How long to poll awake before sleeping, see [`BusyPoll`]; zero never does.
+    pub busy_poll: Duration,
 }
 
 impl Default for RingOptions {
     fn default() -> Self {
-        Self { receive_slots: 16, tun_slots: 16, tun_multishot: true }
+        Self { receive_slots: 16, tun_slots: 16, tun_multishot: true, busy_poll: BUSY_POLL }
     }
 }
 
@@ -131,6 +134,7 @@ pub struct Ring {
     // First, so that it is closed before the memory that requests point to.
     uring: IoUring,
     state: State,
+    busy_poll: BusyPoll,
 }
 
 /// All but the ring itself, so that completions can be handled while the ring is borrowed.
@@ -186,7 +190,7 @@ impl Ring {
             fatal: None,
             receive_slots: options.receive_slots,
         };
-        Ok(Self { uring, state })
+        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll) })
     }
 
     /// True if the TUN queue is read by READ_MULTISHOT.
@@ -195,9 +199,27 @@ impl Ring {
         self.state.lanes[0].as_ref().is_some_and(|lane| lane.kind == LaneKind::Tun { multishot: true })
     }
 
+    /// Polls awake if that is due and nothing waits to be submitted. True if there is something to collect.
+    fn poll_awake(&mut self, timeout: Option<Duration>) -> bool {
+        if !self.busy_poll.is_due() || !self.uring.submission().is_empty() {
+            return false;
+        }
+        self.state.counters.busy_polls += 1;
+        let uring = &mut self.uring;
+        let hit = self.busy_poll.poll(timeout, || {
+            // Work that waits for the next enter is the kernel's word that a request has ended.
+            !uring.completion().is_empty() || uring.submission().taskrun()
+        });
+        self.state.counters.busy_poll_hits += u64::from(hit);
+        hit
+    }
+
     /// Submits, and sleeps if there is time and nothing to collect.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let sleep = timeout != Some(Duration::ZERO) && self.uring.completion().is_empty();
+        let mut sleep = timeout != Some(Duration::ZERO) && self.uring.completion().is_empty();
+        if sleep && self.poll_awake(timeout) {
+            sleep = false;
+        }
         if !sleep {
             let queue = self.uring.submission();
             if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
@@ -206,6 +228,7 @@ impl Ring {
         }
         self.state.counters.enters += 1;
         self.state.counters.sleeps += u64::from(sleep);
+        let begin = sleep.then(Instant::now);
         let submitter = self.uring.submitter();
         let result = match timeout {
             Some(timeout) if sleep => {
@@ -215,7 +238,12 @@ impl Ring {
             _ => submitter.submit(),
         };
         match result {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if let Some(begin) = begin {
+                    self.busy_poll.woken_after(begin.elapsed());
+                }
+                Ok(())
+            }
             // Timeout; signal; no memory for a request just now; completions to be collected first.
             Err(error)
                 if matches!(
