@@ -489,7 +489,7 @@ impl<I: Io> Worker<I> {
                 let Some(peer) = core.peers.by_id(id) else {
                     return core.request(Request::Protocol(ToHandshaker::Release { index }));
                 };
-                peer.session.install(keypair, endpoint, now);
+                peer.session.install(&keypair, endpoint, now);
                 core.peers.add_index(index, id.slot);
                 if let Some(response) = response {
                     self.outbound.handshake(core, Some(id), endpoint, &response);

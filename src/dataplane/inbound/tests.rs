@@ -66,7 +66,7 @@ impl Bench {
                 remote_index: 1,
                 role: Role::Initiator,
             };
-            core.peers.by_id(id).unwrap().session.install(new, HOME, core.now);
+            core.peers.by_id(id).unwrap().session.install(&new, HOME, core.now);
             core.peers.add_index(index, id.slot);
             core.settle(id.slot);
         }

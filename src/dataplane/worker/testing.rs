@@ -227,7 +227,7 @@ impl Bench {
         let response = (role == Role::Responder).then_some([2; crate::wire::wireguard::RESPONSE_LEN]);
         self.link.keys(ToOwner::Install {
             peer: remote.id,
-            keypair: remote.keys.keypair(role),
+            keypair: Box::new(remote.keys.keypair(role)),
             endpoint: remote.endpoint(),
             response,
         });
