@@ -121,7 +121,7 @@ fn forged_handshakes_at_full_rate_stop_nobody() {
         Flow { seconds: 3, udp: Some("5M"), ..Flow::udp(&client.host, &site.gateway.host, GATEWAY_V4) };
     let report = flow.run();
     assert!(report.packets > 500, "{report:?}");
-    let limit = if site.gateway.implementation.is_ringway() { 5 } else { 2 };
+    let limit = if site.gateway.implementation.is_ringway() { 100 } else { 2 };
     assert!(report.lost * limit < report.packets, "a live session goes on: {report:?}");
     assert_eq!(site.gateway.show("endpoints", &client.public), format!("198.18.0.2:{CLIENT_PORT}"));
     assert!(forger.wait().unwrap().success());
