@@ -14,9 +14,7 @@ use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
-
-/// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
-pub const MAX_WORKERS: u16 = 256;
+use crate::sys::tun::MAX_QUEUES;
 
 /// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
 const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
@@ -79,12 +77,12 @@ fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
         "" => return Ok(NonZeroU16::MIN),
         "auto" => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u16::try_from(cores).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
+            u16::try_from(cores).unwrap_or(MAX_QUEUES).min(MAX_QUEUES)
         }
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
-        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
+        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_QUEUES}")
     })
 }
 
