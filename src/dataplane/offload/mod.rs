@@ -3,6 +3,7 @@
 //! crossed once per 64 KB instead of once per packet, which is worth a factor of four to five.
 
 pub mod coalesce;
+pub mod mss;
 pub mod split;
 
 #[cfg(test)]
