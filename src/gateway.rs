@@ -27,6 +27,7 @@ use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandsh
 use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::offload::coalesce::Config;
+use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -41,9 +42,12 @@ use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod dropin;
+mod offloads;
+
+use offloads::Offloads;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -57,7 +61,6 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// A running data plane, held by the control thread.
 pub struct Gateway {
-    device: TunDevice,
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
@@ -68,6 +71,7 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
 
@@ -79,6 +83,10 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
+    pub offload: Offload,
+    /// Lower the segment size of TCP connections to what fits the TUN device.
+    pub mss_clamp: bool,
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -111,6 +119,7 @@ impl Gateway {
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
         let segment_limit = probe::segment_limit();
+        let offloads = Offloads::new(&device, &sockets, segment_limit, settings)?;
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -138,6 +147,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    switches: offloads.switches().clone(),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -166,7 +176,6 @@ impl Gateway {
         };
         threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
-            device,
             workers: links,
             handshake,
             threads,
@@ -176,6 +185,7 @@ impl Gateway {
             sockets,
             queues,
             mark: Mark::default(),
+            offloads,
             gone,
         };
         for _ in 0..=count {
@@ -299,6 +309,7 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -405,7 +416,6 @@ impl DataPlane for Gateway {
                 .map(|(name, _, value)| (name.to_owned(), value.into()))
                 .collect::<serde_json::Map<_, _>>()
         };
-        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
@@ -419,13 +429,13 @@ impl DataPlane for Gateway {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
-            "offloads": {
-                "tun_tso": self.device.offloads.tso,
-                "tun_uso": self.device.offloads.uso,
-                "tun_write_off": off(|report| report.write_offload_off),
-                "udp_segment_off": off(|report| report.send_offload_off),
-            },
+            "offloads": self.offloads.report(),
+            "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
+    }
+
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
 }
 

@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
+use crate::dataplane::offload::switches::Switch;
 use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
+use crate::types::Offload;
 
 /// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
 pub const MAX_WORKERS: u16 = 256;
@@ -46,8 +48,11 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let (offload, mss_clamp) = switches(text("RINGWAY_OFF").as_deref().unwrap_or_default())?;
     let settings = Settings {
         limits: limits(text(REKEY_KNOB))?,
+        offload,
+        mss_clamp,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
@@ -102,6 +107,23 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
     })
 }
 
+/// `RINGWAY_OFF`: names of switches that start turned off, parted by commas.
+fn switches(value: &str) -> anyhow::Result<(Offload, bool)> {
+    let (mut offload, mut mss_clamp) = (Offload::default(), true);
+    for name in value.split(',').filter(|name| !name.is_empty()) {
+        let switch =
+            match Switch::named(name).with_context(|| format!("RINGWAY_OFF: no such switch: '{name}'"))? {
+                Switch::TunRead => &mut offload.tun_read,
+                Switch::TunWrite => &mut offload.tun_write,
+                Switch::UdpSend => &mut offload.udp_send,
+                Switch::UdpReceive => &mut offload.udp_receive,
+                Switch::MssClamp => &mut mss_clamp,
+            };
+        *switch = false;
+    }
+    Ok((offload, mss_clamp))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +163,17 @@ mod tests {
         for bad in ["1001", "-1", "50us", "18446744073709551616"] {
             assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
         }
+    }
+
+    #[test]
+    fn switches_start_off_by_name() {
+        let off = |value| with(&[("RINGWAY_OFF", value)]).map(|options| options.settings);
+        let none = off("").unwrap();
+        assert_eq!((none.offload, none.mss_clamp), (Offload::default(), true));
+        let some = off("udp-send,tun_read,mss-clamp").unwrap();
+        let expected = Offload { udp_send: false, tun_read: false, ..Offload::default() };
+        assert_eq!((some.offload, some.mss_clamp), (expected, false));
+        assert!(off("udp").unwrap_err().to_string().contains("RINGWAY_OFF"));
     }
 
     #[test]

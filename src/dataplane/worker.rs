@@ -15,6 +15,7 @@ use super::handoff::{
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
 use super::offload::split::{self, SplitError, SuperPacket};
+use super::offload::switches::{Reason, States, Switch, Switches};
 use super::outbound::{Outbound, Progress};
 use super::peers::Peers;
 use crate::metrics::WorkerCounters;
@@ -54,6 +55,9 @@ pub struct Core {
     pub peers: Peers,
     /// The device's MTU, bytes; 0 if not known.
     pub mtu: u32,
+    /// What is switched on, read once per turn.
+    pub on: States,
+    switches: Switches,
     vnet_header: bool,
     workers: Vec<WorkerLink>,
     requests: RequestLink,
@@ -84,6 +88,8 @@ pub struct Parts {
     pub mtu: u32,
     /// Each packet of the TUN queue has a virtio-net header before it.
     pub vnet_header: bool,
+    /// Shared by all workers of the device.
+    pub switches: Switches,
 }
 
 impl Core {
@@ -96,6 +102,8 @@ impl Core {
             counters: WorkerCounters::default(),
             peers,
             mtu: parts.mtu,
+            on: parts.switches.now(),
+            switches: parts.switches,
             vnet_header: parts.vnet_header,
             workers: parts.workers,
             requests: parts.requests,
@@ -111,6 +119,12 @@ impl Core {
     /// A read from the TUN queue, checked.
     fn parse<'a>(&self, read: &'a [u8]) -> Result<SuperPacket<'a>, SplitError> {
         if self.vnet_header { split::parse(read) } else { split::parse_bare(read) }
+    }
+
+    /// The device refuses an offload: no worker uses it any more.
+    pub fn switch_off(&mut self, switch: Switch, reason: Reason) {
+        self.switches.fail(switch, reason);
+        self.on = self.switches.now();
     }
 
     /// Who owns a receiver index.
@@ -264,6 +278,7 @@ impl<I: Io> Worker<I> {
         let waited = self.io.wait(timeout, &mut events);
         self.inbox.bell.awake();
         self.advance(clock::boottime());
+        self.inbound.merge(self.core.on.is_on(Switch::TunWrite));
         for event in events.drain(..) {
             self.event(event);
         }
@@ -286,6 +301,7 @@ impl<I: Io> Worker<I> {
         let jumped = now.since(self.core.now) >= self.core.limits.reject_after_time;
         self.core.now = self.core.now.max(now);
         self.core.counters.turns += 1;
+        self.core.on = self.core.switches.now();
         if jumped {
             self.each_session(PeerSession::erase_expired);
         }
@@ -647,8 +663,6 @@ impl<I: Io> Worker<I> {
             worker: core.id,
             counters: core.counters.clone(),
             peers: core.peers.iter().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
-            send_offload_off: self.outbound.segment_off,
-            write_offload_off: self.inbound.write_offload_off,
         }
     }
 }

@@ -25,9 +25,7 @@ const MSS_LEN: usize = 4;
 #[inline]
 pub fn may_be_syn(packet: &[u8], header: &ip::Header) -> bool {
     match header.protocol {
-        ip::TCP => {
-            packet.get(header.header_len + tcp::FLAGS_AT).is_some_and(|flags| flags & tcp::SYN != 0)
-        }
+        ip::TCP => packet.get(header.header_len + tcp::FLAGS_AT).is_some_and(|flags| flags & tcp::SYN != 0),
         ip::UDP | ip::ICMP | ip::ICMPV6 => false,
         // IPv6 extension headers, and rare protocols.
         _ => header.version() == ip::Version::V6,
@@ -146,12 +144,12 @@ mod tests {
     fn everything_else_is_left_alone() {
         let options: [&[u8]; 7] = [
             &[],
-            &[2, 4, 5, 0x64],                   // 1380 fits
-            &[2, 3, 0xff, 0xff],                // not its length
-            &[0, 0, 0, 0, 2, 4, 0xff, 0xff],    // behind the end of the list
-            &[5, 0, 0, 0, 2, 4, 0xff, 0xff],    // behind an option without a length
-            &[5, 40, 0, 0, 2, 4, 0xff, 0xff],   // behind an option that is longer than the header
-            &[1, 1, 1, 2],                      // cut off by the end of the header
+            &[2, 4, 5, 0x64],                 // 1380 fits
+            &[2, 3, 0xff, 0xff],              // not its length
+            &[0, 0, 0, 0, 2, 4, 0xff, 0xff],  // behind the end of the list
+            &[5, 0, 0, 0, 2, 4, 0xff, 0xff],  // behind an option without a length
+            &[5, 40, 0, 0, 2, 4, 0xff, 0xff], // behind an option that is longer than the header
+            &[1, 1, 1, 2],                    // cut off by the end of the header
         ];
         for options in options {
             let mut packet = syn(false, tcp::SYN, options);
