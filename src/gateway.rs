@@ -56,6 +56,10 @@ const SLOTS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 /// Prefixes of one message to a worker: about a millisecond of its time.
 const PREFIXES_PER_MESSAGE: usize = 1024;
+/// Packets that a queue of the TUN device holds, if nobody says otherwise (docs/decisions/0023-queue-length.md).
+pub const QUEUE_LENGTH: u32 = 500;
+/// Longest queue that may be asked for: the kernel makes a ring of pointers of it, per queue.
+pub const MAX_QUEUE_LENGTH: u32 = 100_000;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -87,6 +91,8 @@ pub struct Settings {
     pub offload: Offload,
     /// Lower the segment size of TCP connections to what fits the TUN device.
     pub mss_clamp: bool,
+    /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
+    pub queue_length: u32,
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.

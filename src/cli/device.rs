@@ -10,8 +10,8 @@ use anyhow::Context as _;
 
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::dataplane::offload::switches::Switch;
-use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
+use crate::gateway::{MAX_QUEUE_LENGTH, QUEUE_LENGTH, Settings};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
@@ -53,6 +53,7 @@ fn options(
         limits: limits(text(REKEY_KNOB))?,
         offload,
         mss_clamp,
+        queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
@@ -104,6 +105,17 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
             "RINGWAY_BUSY_POLL={value} is no number of microseconds from 0 to {}",
             MAX_BUSY_POLL.as_micros()
         )
+    })
+}
+
+/// `RINGWAY_TXQUEUELEN`: packets.
+fn queue_length(value: &str) -> anyhow::Result<u32> {
+    if value.is_empty() {
+        return Ok(QUEUE_LENGTH);
+    }
+    let packets = value.parse().ok().filter(|packets| (1..=MAX_QUEUE_LENGTH).contains(packets));
+    packets.with_context(|| {
+        format!("RINGWAY_TXQUEUELEN={value} is no number of packets from 1 to {MAX_QUEUE_LENGTH}")
     })
 }
 
@@ -174,6 +186,17 @@ mod tests {
         let expected = Offload { udp_send: false, tun_read: false, ..Offload::default() };
         assert_eq!((some.offload, some.mss_clamp), (expected, false));
         assert!(off("udp").unwrap_err().to_string().contains("RINGWAY_OFF"));
+    }
+
+    #[test]
+    fn queue_lengths() {
+        let length =
+            |value| with(&[("RINGWAY_TXQUEUELEN", value)]).map(|options| options.settings.queue_length);
+        assert_eq!(length("").unwrap(), QUEUE_LENGTH);
+        assert_eq!(length("1000").unwrap(), 1000);
+        for bad in ["0", "100001", "-1", "many"] {
+            assert!(length(bad).unwrap_err().to_string().contains("RINGWAY_TXQUEUELEN"), "{bad}");
+        }
     }
 
     #[test]

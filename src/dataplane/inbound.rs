@@ -143,6 +143,12 @@ impl Inbound {
         settle(core, opened);
     }
 
+    /// Gives the network stack a packet of our own.
+    pub fn answer(&mut self, core: &mut Core, packet: &[u8]) {
+        let parts = [IoSlice::new(&NO_OFFLOAD[..self.framing]), IoSlice::new(packet)];
+        count_written(core, tun::write(&self.tun, &parts), 1);
+    }
+
     /// Steps 2 and 3 of the way: yields where the inner packet lies, if there is one for the TUN.
     fn datagram(
         &mut self,

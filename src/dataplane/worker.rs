@@ -14,6 +14,7 @@ use super::handoff::{
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
+use super::offload::icmp::{self, Answers, Verdict};
 use super::offload::split::{self, SplitError, SuperPacket};
 use super::offload::switches::{Reason, States, Switch, Switches};
 use super::outbound::{Outbound, Progress};
@@ -33,6 +34,8 @@ mod allocations;
 mod messages;
 #[cfg(test)]
 mod pressure;
+#[cfg(test)]
+mod sizes;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -236,6 +239,7 @@ pub struct Worker<I> {
     core: Core,
     inbound: Inbound,
     outbound: Outbound,
+    answers: Answers,
     /// Packets that found no send buffer, in order, each from the segment on that is still to be sent; never more than
     /// the ring has TUN slots, and one begun before.
     stalled: VecDeque<(Packet, usize)>,
@@ -253,6 +257,7 @@ impl<I: Io> Worker<I> {
             core,
             inbound,
             outbound,
+            answers: Answers::default(),
             stalled: VecDeque::new(),
             events: Vec::with_capacity(256),
             expired: Vec::new(),
@@ -391,8 +396,15 @@ impl<I: Io> Worker<I> {
             core.counters.drops.count(Drop::NoEndpoint);
             return None;
         }
+        let waits = peer.session.staged_len() > 0;
+        if from == 0
+            && icmp::is_too_large(packet.ip(), packet.segment_len(0), core.mtu)
+            && !too_large(core, &mut self.inbound, &mut self.answers, &packet)
+        {
+            return None;
+        }
         // Not before those that wait for a keypair; but what has begun goes on.
-        if from == 0 && peer.session.staged_len() > 0 {
+        if from == 0 && waits {
             core.stage(id.slot, read);
             return None;
         }
@@ -549,7 +561,11 @@ impl<I: Io> Worker<I> {
                 let _ = done.send(());
             }
             ToWorker::ClearSources => self.each_session(|session, _| session.clear_source()),
-            ToWorker::SetMtu(mtu) => core.mtu = mtu,
+            ToWorker::SetMtu(mtu) => {
+                if std::mem::replace(&mut core.mtu, mtu) != mtu {
+                    self.answers.forget();
+                }
+            }
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
@@ -665,4 +681,27 @@ impl<I: Io> Worker<I> {
             peers: core.peers.iter().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
         }
     }
+}
+
+/// A packet is larger than the TUN device's MTU: false if it goes no further.
+#[cold]
+fn too_large(
+    core: &mut Core,
+    inbound: &mut Inbound,
+    answers: &mut Answers,
+    packet: &SuperPacket<'_>,
+) -> bool {
+    let verdict = answers.judge(packet.bytes(), packet.ip(), core.now);
+    if verdict == Verdict::Pass {
+        return true;
+    }
+    core.counters.drops.add(Drop::TooLarge, packet.segments() as u64);
+    let mut answer = [0; icmp::MOST];
+    if verdict == Verdict::Answer
+        && let Some(len) = icmp::too_big(packet.bytes(), packet.ip(), core.mtu, &mut answer)
+    {
+        core.counters.too_big_sent += 1;
+        inbound.answer(core, answer.get(..len).unwrap_or_default());
+    }
+    false
 }
