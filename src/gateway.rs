@@ -40,6 +40,7 @@ use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
+use crate::sys::privileges::{self, Account};
 use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
 
@@ -79,6 +80,8 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they are.
+    pub account: Option<Account>,
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -145,6 +148,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
+                account: settings.account,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
@@ -164,7 +168,7 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
+        threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
             device,
             workers: links,
@@ -451,6 +455,7 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
 
 fn start_handshake(
     parts: handshake::Parts,
+    account: Option<Account>,
     started: Sender<Result<(), String>>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -458,7 +463,12 @@ fn start_handshake(
         let _alarm = alarm;
         // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
         let _ = thread::set_nice(thread::LOW_PRIORITY);
-        let _ = started.send(Ok(()));
+        let lowered = privileges::lower_thread(account, &[]);
+        let said = lowered.as_ref().map_err(|error| format!("the handshake thread: {error}"));
+        let _ = started.send(said.copied());
+        if lowered.is_err() {
+            return;
+        }
         if let Err(error) = HandshakeThread::new(parts).run() {
             tracing::error!(%error, "the handshake thread ended");
         }
@@ -488,6 +498,7 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
+    account: Option<Account>,
     core: Option<usize>,
 }
 
@@ -498,8 +509,10 @@ impl WorkerSeed {
         {
             tracing::warn!(core, "the worker could not be pinned");
         }
-        let id = self.parts.id;
-        let mut worker = match self.build() {
+        let (id, account) = (self.parts.id, self.account);
+        // Whoever reads what strangers send holds no capability. The ring may have needed one.
+        let lowered = |worker| Ok(privileges::lower_thread(account, &[]).map(|()| worker)?);
+        let mut worker = match self.build().and_then(lowered) {
             Ok(worker) => {
                 let _ = started.send(Ok(()));
                 worker

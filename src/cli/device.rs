@@ -49,6 +49,7 @@ fn options(
     let settings = Settings {
         limits: limits(text(REKEY_KNOB))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        account: None,
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
 }

@@ -2,7 +2,7 @@
 //!
 //! 1. fork, unless in the foreground: the parent waits for the verdict
 //! 2. device, sockets, threads ([`super::Gateway::start`])
-//! 3. UAPI socket; now the parent exits with 0
+//! 3. UAPI socket; privileges are given up; now the parent exits with 0
 //! 4. serve; watch the link for MTU and routes
 //! 5. end on a signal, the removal of the socket, or the device's
 
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caps::Capability;
 
 use super::{Gateway, Settings};
 use crate::control::device::Device;
@@ -21,13 +22,15 @@ use crate::control::{Control, server};
 use crate::dataplane::tun::{self, TunDevice, TunOffloads};
 use crate::net::link::{LinkEvent, LinkWatch};
 use crate::net::name::InterfaceName;
+use crate::sys::privileges;
 use crate::sys::process::{self, Daemon};
 
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
 /// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
-/// Locked memory of a worker, bytes: three lanes of 16 slots of 66,000 bytes, its rings, and as much again.
-const LOCKED_PER_WORKER: u64 = 8 << 20;
+/// What the control thread keeps: for fwmarks, netlink and the device; and for a listen port below 1024, which `wg` may
+/// name at any time.
+const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -59,7 +62,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
-    protect(options.workers.get());
+    protect();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -69,13 +72,14 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
 /// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
 /// the start.
-fn protect(workers: u16) {
+fn protect() {
     // Keys are in our memory: no core dump, no debugger of the same user.
     if let Err(error) = process::not_dumpable() {
         tracing::warn!(%error, "core dumps stay possible");
     }
-    // Registered buffers count as locked memory, of which an unprivileged process has 8 MiB.
-    if let Err(error) = process::raise_memlock(u64::from(workers) * LOCKED_PER_WORKER) {
+    // Rings and sessions count as locked memory, of which an unprivileged process has 8 MiB. Without its capabilities
+    // the process cannot ask for more later.
+    if let Err(error) = process::raise_memlock(u64::MAX) {
         tracing::debug!(%error, "the limit of locked memory stays");
     }
 }
@@ -125,6 +129,8 @@ async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket
         None => UapiSocket::bind(Path::new(DIRECTORY), &options.name)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
+    // wg-quick's user expects no change of user.
+    privileges::confine(None, KEPT).context("giving up privileges")?;
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
     Ok((control, socket, watch))
 }

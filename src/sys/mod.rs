@@ -11,7 +11,9 @@ pub mod eventfd;
 pub mod interface;
 pub mod netns;
 pub mod poll;
+pub mod privileges;
 pub mod process;
+pub mod seccomp;
 pub mod slab;
 pub mod socket;
 #[cfg(test)]

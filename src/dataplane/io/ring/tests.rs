@@ -145,10 +145,7 @@ fn a_ring_does_nothing_else_than_what_it_is_for() {
     }
     let refused = ring.uring.submitter().register_probe(&mut Probe::new());
     assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
-    assert_eq!(
-        ring.uring.submitter().register_files(&[0]).unwrap_err().raw_os_error(),
-        Some(libc::EACCES)
-    );
+    assert_eq!(ring.uring.submitter().register_files(&[0]).unwrap_err().raw_os_error(), Some(libc::EACCES));
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"on", socket.local_addr().unwrap()).unwrap();
     assert_eq!(payload(&next_datagrams(&mut ring)), b"on");
 }
