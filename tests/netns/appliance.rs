@@ -64,8 +64,6 @@ impl Appliance {
     /// By a launcher's words, which execute the program in their place.
     fn start_through(host: &Arc<Host>, interface: &str, content: &str, launcher: &str) -> Self {
         let path = file(host, &format!("{interface}.toml"), content);
-        // A socket that a killed one left must not be taken for the new one's.
-        let _ = fs::remove_file(host.run_file(&format!("wireguard/{interface}.sock")));
         let mut cmd = host.line(&format!("{launcher} {} gateway --config {path}", program()));
         let child = cmd.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut running =
