@@ -535,6 +535,9 @@ impl<I: Io> Worker<I> {
             ToWorker::ClearSources => self.each_session(|session, _| session.clear_source()),
             ToWorker::SetMtu(mtu) => core.mtu = mtu,
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
+            ToWorker::Turns(answer) => {
+                let _ = answer.send(());
+            }
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
             }
