@@ -167,6 +167,9 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         cores: config.cores.clone(),
         limits: options.limits,
         busy_poll: config.busy_poll,
+        offload: config.offload,
+        mss_clamp: config.forwarding.mss_clamp,
+        queue_length: config.queue_length,
         account,
     };
     let mut gateway = Gateway::start(device, settings)?;
@@ -249,6 +252,8 @@ async fn set_up_link(config: &config::Gateway, device: &TunDevice) -> anyhow::Re
     };
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     watch.set_mtu(config.mtu).await.map_err(failed(format!("set the MTU {}", config.mtu)))?;
+    let length = config.queue_length;
+    watch.set_queue_length(length).await.map_err(failed(format!("set the queue length {length}")))?;
     for address in &config.addresses {
         watch.add_address(*address).await.map_err(failed(format!("set the address {address}")))?;
     }

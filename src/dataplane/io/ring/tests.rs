@@ -330,6 +330,34 @@ fn a_slot_outlives_the_ring() {
     assert_eq!(payload(&got), b"late");
 }
 
+/// One datagram after a quiet spell, one at once after it, then silence.
+#[test]
+fn polls_awake_after_a_quiet_spell_only() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
+    let to = socket.local_addr().unwrap();
+    let mut ring = ring(&socket, &wake, 2);
+    let mut events = Vec::new();
+    let polls = |ring: &Ring| (ring.counters().busy_polls, ring.counters().busy_poll_hits);
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let late = sender.try_clone().unwrap();
+    let thread = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(60));
+        late.send_to(b"first", to).unwrap();
+    });
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"first");
+    thread.join().unwrap();
+    assert_eq!(polls(&ring), (0, 0), "nothing earned a poll before");
+    sender.send_to(b"second", to).unwrap();
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"second");
+    assert_eq!(polls(&ring), (1, 1));
+    let sleeps = ring.counters().sleeps;
+    for _ in 0..3 {
+        ring.wait(Some(Duration::from_millis(1)), &mut events).unwrap();
+    }
+    assert_eq!(polls(&ring), (2, 1), "one in vain ends the chain");
+    assert_eq!((events.len(), ring.counters().sleeps), (0, sleeps + 3));
+}
+
 #[test]
 fn wakes_once_per_burst_and_times_out() {
     let (socket, mut wake) = (receiver("127.0.0.1:0"), eventfd());
