@@ -27,6 +27,7 @@ mod lab;
 mod lifecycle;
 mod offload;
 mod peer;
+mod supervised;
 mod topology;
 mod traffic;
 
