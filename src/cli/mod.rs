@@ -5,6 +5,7 @@
 pub mod device;
 pub mod keys;
 pub mod logging;
+pub mod report;
 pub mod show;
 mod suggest;
 
