@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
@@ -25,8 +25,10 @@ use crate::dataplane::handoff::{
 };
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
+use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::offload::coalesce::Config;
+use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -41,9 +43,16 @@ use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
+pub mod appliance;
 pub mod dropin;
+pub mod failure;
+mod home;
+mod offloads;
+mod serving;
+
+use offloads::Offloads;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -52,12 +61,15 @@ const SLOTS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 /// Prefixes of one message to a worker: about a millisecond of its time.
 const PREFIXES_PER_MESSAGE: usize = 1024;
+/// Packets that a queue of the TUN device holds, if nobody says otherwise (docs/decisions/0023-queue-length.md).
+pub const QUEUE_LENGTH: u32 = 500;
+/// Longest queue that may be asked for: the kernel makes a ring of pointers of it, per queue.
+pub const MAX_QUEUE_LENGTH: u32 = 100_000;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// A running data plane, held by the control thread.
 pub struct Gateway {
-    device: TunDevice,
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
@@ -68,17 +80,46 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
 
 /// What may be chosen when a gateway starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// UDP port of the outer sockets, 0 for any.
+    pub listen_port: u16,
+    /// Mark of the outer sockets.
+    pub mark: Mark,
+    /// The cores that workers are pinned to, in turn. Empty: those that the process may use, if there are several
+    /// workers.
+    pub cores: Vec<usize>,
     /// Protocol constants.
     pub limits: Limits,
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
+    pub offload: Offload,
+    /// Lower the segment size of TCP connections to what fits the TUN device.
+    pub mss_clamp: bool,
+    /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
+    pub queue_length: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen_port: 0,
+            mark: Mark::default(),
+            cores: Vec::new(),
+            limits: Limits::default(),
+            busy_poll: BUSY_POLL,
+            offload: Offload::default(),
+            mss_clamp: true,
+            queue_length: QUEUE_LENGTH,
+        }
+    }
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -105,12 +146,13 @@ impl Gateway {
         let workers = u16::try_from(count).context("more workers than 65,535")?;
         let mut rng = SystemRng::new().context("the kernel's random generator failed")?;
         let index_key = IndexKey::random(&mut rng);
-        let (port, sockets) =
-            open_sockets(0, workers, Mark::default(), index_key).context("opening UDP sockets")?;
+        let (port, sockets) = open_sockets(settings.listen_port, workers, settings.mark, index_key)
+            .context("opening UDP sockets")?;
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
         let segment_limit = probe::segment_limit();
+        let offloads = Offloads::new(&device, &sockets, segment_limit, &settings)?;
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -126,7 +168,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = thread::cores();
+        let cores = worker_cores(settings.cores, count);
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -138,6 +180,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    switches: offloads.switches().clone(),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -145,7 +188,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
-                core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
+                core: cores.get(i).copied(),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
@@ -166,7 +209,6 @@ impl Gateway {
         };
         threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
-            device,
             workers: links,
             handshake,
             threads,
@@ -175,15 +217,16 @@ impl Gateway {
             port,
             sockets,
             queues,
-            mark: Mark::default(),
+            mark: settings.mark,
+            offloads,
             gone,
         };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
-            let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
-            if let Err(reason) = said {
+            let said = started.recv_timeout(ANSWER).context("a thread does not start").and_then(|said| said);
+            if let Err(error) = said {
                 gateway.stop();
-                bail!(reason);
+                return Err(error);
             }
         }
         Ok(gateway)
@@ -299,6 +342,7 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -405,7 +449,6 @@ impl DataPlane for Gateway {
                 .map(|(name, _, value)| (name.to_owned(), value.into()))
                 .collect::<serde_json::Map<_, _>>()
         };
-        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
@@ -419,13 +462,13 @@ impl DataPlane for Gateway {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
-            "offloads": {
-                "tun_tso": self.device.offloads.tso,
-                "tun_uso": self.device.offloads.uso,
-                "tun_write_off": off(|report| report.write_offload_off),
-                "udp_segment_off": off(|report| report.send_offload_off),
-            },
+            "offloads": self.offloads.report(),
+            "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
+    }
+
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
 }
 
@@ -449,9 +492,20 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
+/// The core of each worker; empty if none is pinned.
+fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
+    let cores = match chosen {
+        chosen if !chosen.is_empty() => chosen,
+        // One worker is better off where the scheduler puts it.
+        _ if workers == 1 => Vec::new(),
+        _ => thread::cores(),
+    };
+    cores.into_iter().cycle().take(workers).collect()
+}
+
 fn start_handshake(
     parts: handshake::Parts,
-    started: Sender<Result<(), String>>,
+    started: Sender<anyhow::Result<()>>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
@@ -492,7 +546,7 @@ struct WorkerSeed {
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
+    fn run(self, started: &Sender<anyhow::Result<()>>, _alarm: &Alarm) {
         if let Some(core) = self.core
             && !thread::pin(core)
         {
@@ -505,7 +559,7 @@ impl WorkerSeed {
                 worker
             }
             Err(error) => {
-                let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
+                let _ = started.send(Err(error.context(format!("worker {}", id.0))));
                 return;
             }
         };

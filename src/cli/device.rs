@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::config::Workers;
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
-use crate::gateway::Settings;
+use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
+use crate::gateway::{MAX_QUEUE_LENGTH, QUEUE_LENGTH, Settings};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
-
-/// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
-pub const MAX_WORKERS: u16 = 256;
+use crate::sys::tun::MAX_QUEUES;
+use crate::types::Offload;
 
 /// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
 const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
@@ -46,16 +47,29 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let (offload, mss_clamp) = switches(text("RINGWAY_OFF").as_deref().unwrap_or_default())?;
     let settings = Settings {
-        limits: limits(text(REKEY_KNOB))?,
+        limits: knob(text(REKEY_KNOB))?,
+        offload,
+        mss_clamp,
+        queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
 }
 
+/// The protocol's times, as the environment of a debug build shortens them.
+///
+/// # Errors
+/// No number of seconds, in a debug build.
+pub(super) fn limits() -> anyhow::Result<Limits> {
+    knob(env::var(REKEY_KNOB).ok())
+}
+
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
-fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
-    match knob {
+fn knob(value: Option<String>) -> anyhow::Result<Limits> {
+    match value {
         Some(seconds) if cfg!(debug_assertions) => {
             let seconds =
                 seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
@@ -77,14 +91,11 @@ fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>
 fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     let number = match value {
         "" => return Ok(NonZeroU16::MIN),
-        "auto" => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u16::try_from(cores).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
-        }
+        "auto" => Workers::Auto.count(&[]),
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
-        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
+        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_QUEUES}")
     })
 }
 
@@ -100,6 +111,34 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
             MAX_BUSY_POLL.as_micros()
         )
     })
+}
+
+/// `RINGWAY_TXQUEUELEN`: packets.
+fn queue_length(value: &str) -> anyhow::Result<u32> {
+    if value.is_empty() {
+        return Ok(QUEUE_LENGTH);
+    }
+    let packets = value.parse().ok().filter(|packets| (1..=MAX_QUEUE_LENGTH).contains(packets));
+    packets.with_context(|| {
+        format!("RINGWAY_TXQUEUELEN={value} is no number of packets from 1 to {MAX_QUEUE_LENGTH}")
+    })
+}
+
+/// `RINGWAY_OFF`: names of switches that start turned off, parted by commas.
+fn switches(value: &str) -> anyhow::Result<(Offload, bool)> {
+    let (mut offload, mut mss_clamp) = (Offload::default(), true);
+    for name in value.split(',').filter(|name| !name.is_empty()) {
+        let switch =
+            match Switch::named(name).with_context(|| format!("RINGWAY_OFF: no such switch: '{name}'"))? {
+                Switch::TunRead => &mut offload.tun_read,
+                Switch::TunWrite => &mut offload.tun_write,
+                Switch::UdpSend => &mut offload.udp_send,
+                Switch::UdpReceive => &mut offload.udp_receive,
+                Switch::MssClamp => &mut mss_clamp,
+            };
+        *switch = false;
+    }
+    Ok((offload, mss_clamp))
 }
 
 #[cfg(test)]
@@ -144,6 +183,28 @@ mod tests {
     }
 
     #[test]
+    fn switches_start_off_by_name() {
+        let off = |value| with(&[("RINGWAY_OFF", value)]).map(|options| options.settings);
+        let none = off("").unwrap();
+        assert_eq!((none.offload, none.mss_clamp), (Offload::default(), true));
+        let some = off("udp-send,tun_read,mss-clamp").unwrap();
+        let expected = Offload { udp_send: false, tun_read: false, ..Offload::default() };
+        assert_eq!((some.offload, some.mss_clamp), (expected, false));
+        assert!(off("udp").unwrap_err().to_string().contains("RINGWAY_OFF"));
+    }
+
+    #[test]
+    fn queue_lengths() {
+        let length =
+            |value| with(&[("RINGWAY_TXQUEUELEN", value)]).map(|options| options.settings.queue_length);
+        assert_eq!(length("").unwrap(), QUEUE_LENGTH);
+        assert_eq!(length("1000").unwrap(), 1000);
+        for bad in ["0", "100001", "-1", "many"] {
+            assert!(length(bad).unwrap_err().to_string().contains("RINGWAY_TXQUEUELEN"), "{bad}");
+        }
+    }
+
+    #[test]
     fn foreground_by_environment() {
         assert!(with(&[("WG_PROCESS_FOREGROUND", "1")]).unwrap().foreground);
         assert!(!with(&[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
@@ -152,10 +213,10 @@ mod tests {
     /// `cargo test --release` shows the other half: a release build has no knob, not even for nonsense.
     #[test]
     fn only_a_debug_build_shortens_times() {
-        let shortened = limits(Some("5".to_owned())).unwrap() != Limits::default();
+        let shortened = knob(Some("5".to_owned())).unwrap() != Limits::default();
         assert_eq!(shortened, cfg!(debug_assertions));
-        assert_eq!(limits(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
-        assert_eq!(limits(None).unwrap(), Limits::default());
+        assert_eq!(knob(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
+        assert_eq!(knob(None).unwrap(), Limits::default());
     }
 
     #[test]

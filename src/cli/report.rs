@@ -17,7 +17,7 @@ use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 
 /// How long a device may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One device at one moment.
 #[derive(Clone, Debug)]

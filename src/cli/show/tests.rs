@@ -46,7 +46,7 @@ fn sample() -> Report {
             ],
             "io": { "kind": "poll", "reason": "no ring" },
             "steering": { "on": false, "reason": "not permitted" },
-            "offloads": { "tun_tso": true, "tun_uso": false, "tun_write_off": null, "udp_segment_off": "EIO" },
+            "offloads": { "tun_read": { "on": true, "uso": false }, "udp_send": { "on": false, "reason": "EIO" } },
             "drops": { "replayed": 3, "malformed": 0 },
             "handshake": { "ringway_cookies_sent_total": 2 },
         },
@@ -61,7 +61,7 @@ fn a_device_as_text() {
     let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
         listening port: 51820\n  fwmark: 0xca6c\n  sessions: 1 of 2 peers\n  \
         drops: replayed 3\n  handshake: cookies sent 2\n  io: kind poll, reason no ring\n  \
-        offloads: tun tso on, tun uso off, tun_write on, udp_segment off (EIO)\n  steering: off (not permitted)\n  \
+        offloads: tun read on, udp send off (EIO)\n  steering: off (not permitted)\n  \
         worker 0: 1 peer, 2.00 KiB received (7.5 packets a call), 5 B sent (1.0 packets a call), 7 handed over\n  \
         worker 1: 0 peers, 0 B received (0.0 packets a call), 0 B sent (0.0 packets a call), 0 handed over\n\n\
         peer: TWO\n  preshared key: (hidden)\n  endpoint: [2001:db8::1]:7\n  allowed ips: 10.0.0.0/8, ::/0\n  \
