@@ -34,8 +34,9 @@ use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
-use crate::metrics::HandshakeCounters;
+use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
+use crate::metrics::{HandshakeCounters, Series, WorkerCounters};
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
@@ -44,6 +45,7 @@ use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod dropin;
+pub mod exporter;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -68,6 +70,8 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    /// What the threads show while they run, if metrics are on.
+    boards: Option<Boards>,
     gone: watch::Receiver<bool>,
 }
 
@@ -79,6 +83,14 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// The threads show their numbers ([`crate::metrics::board`]).
+    pub metrics: bool,
+}
+
+/// What the threads show while they run.
+struct Boards {
+    workers: Vec<Arc<Board>>,
+    handshake: Arc<Board>,
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -124,6 +136,10 @@ impl Gateway {
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
+        let boards = settings.metrics.then(|| Boards {
+            workers: (0..count).map(|_| Arc::default()).collect(),
+            handshake: Arc::default(),
+        });
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
         let cores = thread::cores();
@@ -138,6 +154,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    board: boards.as_ref().and_then(|boards| boards.workers.get(i).cloned()),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -163,6 +180,7 @@ impl Gateway {
             control: handshake_control,
             bell: handshake_bell,
             rng,
+            board: boards.as_ref().map(|boards| Arc::clone(&boards.handshake)),
         };
         threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
@@ -176,6 +194,7 @@ impl Gateway {
             sockets,
             queues,
             mark: Mark::default(),
+            boards,
             gone,
         };
         for _ in 0..=count {
@@ -400,20 +419,15 @@ impl DataPlane for Gateway {
         for report in &reports {
             drops.merge(&report.counters.drops);
         }
-        let counters = |list: Vec<(&'static str, &'static str, u64)>| {
-            list.into_iter()
-                .map(|(name, _, value)| (name.to_owned(), value.into()))
-                .collect::<serde_json::Map<_, _>>()
-        };
         let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
                 "peers": report.peers.len(),
-                "counters": counters(report.counters.list()),
+                "counters": named(WorkerCounters::SERIES, &report.counters.values()),
                 "drops": nonzero(&report.counters.drops),
             })).collect::<Vec<_>>(),
-            "handshake": counters(handshake.list()),
+            "handshake": named(HandshakeCounters::SERIES, &handshake.values()),
             "drops": nonzero(&drops),
             "steering": match &self.steering {
                 Ok(_) => serde_json::json!({ "on": true }),
@@ -427,6 +441,10 @@ impl DataPlane for Gateway {
             },
         })
     }
+}
+
+fn named(series: &[Series], values: &[u64]) -> serde_json::Map<String, serde_json::Value> {
+    series.iter().zip(values).map(|(series, value)| (series.key(), (*value).into())).collect()
 }
 
 fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use anyhow::Context as _;
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
+use crate::gateway::exporter::Metrics;
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
@@ -46,11 +48,19 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let metrics = match text("RINGWAY_METRICS").filter(|value| !value.is_empty()) {
+        Some(value) => Some(Metrics {
+            listen: metrics_address(&value)?,
+            per_peer: text("RINGWAY_METRICS_PER_PEER").as_deref() == Some("1"),
+        }),
+        None => None,
+    };
     let settings = Settings {
         limits: limits(text(REKEY_KNOB))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        metrics: metrics.is_some(),
     };
-    Ok(Options { name, foreground, workers, tun, uapi, settings })
+    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
 }
 
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
@@ -85,6 +95,13 @@ fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     };
     NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
         format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    })
+}
+
+/// `RINGWAY_METRICS`: where the page is served.
+fn metrics_address(value: &str) -> anyhow::Result<SocketAddr> {
+    value.parse().with_context(|| {
+        format!("RINGWAY_METRICS={value} is no ADDRESS:PORT, such as 127.0.0.1:9586 or [::1]:9586")
     })
 }
 
@@ -140,6 +157,22 @@ mod tests {
         assert_eq!(time("1000").unwrap(), MAX_BUSY_POLL);
         for bad in ["1001", "-1", "50us", "18446744073709551616"] {
             assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_off_unless_an_address_is_named() {
+        let metrics = |pairs: &[_]| with(pairs).map(|options| (options.settings.metrics, options.metrics));
+        assert!(matches!(metrics(&[("RINGWAY_METRICS_PER_PEER", "1")]).unwrap(), (false, None)));
+        assert!(matches!(metrics(&[("RINGWAY_METRICS", "")]).unwrap(), (false, None)));
+        let (on, chosen) = metrics(&[("RINGWAY_METRICS", "[::1]:9586")]).unwrap();
+        let chosen = chosen.unwrap();
+        assert!(on && !chosen.per_peer && chosen.listen == "[::1]:9586".parse().unwrap());
+        let both = [("RINGWAY_METRICS", "127.0.0.1:1"), ("RINGWAY_METRICS_PER_PEER", "1")];
+        assert!(metrics(&both).unwrap().1.unwrap().per_peer);
+        for bad in ["9586", "localhost:9586", "127.0.0.1", "127.0.0.1:65536"] {
+            let error = metrics(&[("RINGWAY_METRICS", bad)]).unwrap_err().to_string();
+            assert!(error.contains("RINGWAY_METRICS") && error.contains(bad), "{error}");
         }
     }
 

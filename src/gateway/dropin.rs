@@ -7,15 +7,19 @@
 //! 5. end on a signal, the removal of the socket, or the device's
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::TcpListener;
 
+use super::exporter::{Exporter, Metrics};
 use super::{Gateway, Settings};
 use crate::control::device::Device;
+use crate::control::scrape;
 use crate::control::socket::{DIRECTORY, UapiSocket};
 use crate::control::{Control, server};
 use crate::dataplane::tun::{self, TunDevice, TunOffloads};
@@ -46,6 +50,8 @@ pub struct Options {
     pub uapi: Option<OwnedFd>,
     /// Times and limits.
     pub settings: Settings,
+    /// Where and how metrics are served, if at all.
+    pub metrics: Option<Metrics>,
 }
 
 /// Serves the device until it ends.
@@ -81,7 +87,7 @@ fn protect(workers: u16) {
 }
 
 async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
-    let (control, socket, watch) = match start(options).await {
+    let Started { control, socket, watch, metrics } = match start(options).await {
         Ok(started) => started,
         Err(error) => {
             let Some(daemon) = daemon else { return Err(error) };
@@ -102,6 +108,7 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
     let end = tokio::select! {
         end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket")?,
         () = watch_link(watch, &control) => server::End::DeviceGone,
+        never = serve_metrics(metrics, &control) => match never {},
     };
     tracing::info!(?end, "ending");
     drop(socket);
@@ -109,7 +116,16 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket, LinkWatch)> {
+/// What runs once all is up.
+struct Started {
+    control: Control<Gateway>,
+    socket: UapiSocket,
+    watch: LinkWatch,
+    metrics: Option<(TcpListener, Exporter)>,
+}
+
+async fn start(options: Options) -> anyhow::Result<Started> {
+    let listener = options.metrics.map(|metrics| scrape::listen(metrics.listen)).transpose()?;
     let made = options.tun.is_none();
     let device = open_device(options.name.as_str(), options.workers.get(), options.tun)?;
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
@@ -125,8 +141,20 @@ async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket
         None => UapiSocket::bind(Path::new(DIRECTORY), &options.name)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
+    let metrics = listener.zip(options.metrics).map(|(listener, metrics)| {
+        (listener, Exporter::new(&gateway, options.name.as_str(), metrics.per_peer))
+    });
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
-    Ok((control, socket, watch))
+    Ok(Started { control, socket, watch, metrics })
+}
+
+/// Serves the page, if there is one to serve.
+async fn serve_metrics(
+    metrics: Option<(TcpListener, Exporter)>,
+    control: &RefCell<Control<Gateway>>,
+) -> Infallible {
+    let Some((listener, mut exporter)) = metrics else { return std::future::pending().await };
+    scrape::serve(&listener, || exporter.page(&control.borrow())).await
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

@@ -34,8 +34,8 @@ fn a_device_as_text() {
         ],
         "dataplane": {
             "workers": [
-                { "peers": 1, "counters": { "ringway_rx_bytes_total": 2048, "ringway_rx_packets_total": 30,
-                    "ringway_receives_total": 4, "ringway_tx_bytes_total": 5, "ringway_tx_packets_total": 1,
+                { "peers": 1, "counters": { r#"ringway_bytes_total{direction="in"}"#: 2048, r#"ringway_packets_total{direction="in"}"#: 30,
+                    "ringway_receives_total": 4, r#"ringway_bytes_total{direction="out"}"#: 5, r#"ringway_packets_total{direction="out"}"#: 1,
                     "ringway_sends_total": 1, "ringway_handed_over_total": 7 } },
                 {},
             ],

@@ -49,6 +49,7 @@ impl Bench {
             limits: Limits::PAPER,
             mtu: 1420,
             vnet_header: true,
+            board: None,
         };
         let mut allowed_ips = AllowedIps::new();
         for (peer, addr, len) in [(PEER, [100, 64, 0, 0], 10), (OTHER, [100, 64, 0, 9], 32)] {

@@ -161,6 +161,7 @@ impl Bench {
                 limits: options.limits,
                 mtu: MTU as u32,
                 vnet_header: true,
+                board: Some(Arc::default()),
             };
             let core = Core::new(parts, Peers::new(AllowedIps::new(), clock::boottime()));
             let inbound = Inbound::new(Arc::new(tun), Config { tcp: true, udp: true }, true);

@@ -1,0 +1,365 @@
+//! The metrics page. What lasts (threads, queues, offloads) stands in a recorder whose handles are registered once;
+//! making a page copies the threads' boards ([`crate::metrics::board`]) into them, so that the packet path knows
+//! nothing of it. What comes and goes (peers, reasons) is written beside it, so that a peer that is gone is gone from
+//! the page as well.
+//!
+//! Nothing here names a client unless `per_peer` was chosen, and never its outer address.
+
+use std::fmt::{Display, Write as _};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder as _};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use super::Gateway;
+use crate::control::Control;
+use crate::control::device::Peer;
+use crate::dataplane::handoff::WorkerReport;
+use crate::metrics::board::Board;
+use crate::metrics::drops::{Drop as Reason, Outcome};
+use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges};
+use crate::sys::clock;
+use crate::types::Time;
+
+/// Where and how metrics are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Metrics {
+    /// The page's address; loopback is the wise choice, for nobody is asked who they are.
+    pub listen: SocketAddr,
+    /// Series per peer, with its public key and allowed-ips.
+    pub per_peer: bool,
+}
+
+/// A page is made again no sooner than this: asking faster costs nobody anything.
+const FRESH: Duration = Duration::from_millis(200);
+/// The recorder wants to know where a metric comes from; it makes no use of it.
+const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
+/// The label of the handshake thread beside the workers' numbers.
+const HANDSHAKE: &str = "handshake";
+
+/// The page's maker; lives on the control thread.
+pub struct Exporter {
+    page: Rc<str>,
+    made: Option<Time>,
+    handle: PrometheusHandle,
+    interface: String,
+    per_peer: bool,
+    workers: Vec<Thread>,
+    handshake: Option<Thread>,
+    outcomes: Vec<(Outcome, Counter)>,
+    started: Duration,
+    status: Option<File>,
+}
+
+/// One thread's handles and where their values come from.
+struct Thread {
+    board: Arc<Board>,
+    counters: Vec<Counter>,
+    gauges: Vec<Gauge>,
+    drops: Vec<Counter>,
+    /// Of its channels, in the order of [`crate::dataplane::handoff::WorkerLink::queues`].
+    queues: Vec<Gauge>,
+}
+
+impl Thread {
+    /// Copies the board into the handles.
+    fn update(&self) {
+        // A counter never falls: `absolute` keeps the greater.
+        let counters = self.counters.iter().zip(self.board.counters());
+        counters.chain(self.drops.iter().zip(self.board.drops())).for_each(|(handle, n)| handle.absolute(n));
+        self.gauges.iter().zip(self.board.gauges()).for_each(|(handle, n)| handle.set(n as f64));
+    }
+}
+
+/// Registers series.
+struct Registry(PrometheusRecorder);
+
+impl Registry {
+    fn counter(&self, name: &'static str, help: &'static str, labels: Vec<Label>) -> Counter {
+        self.0.describe_counter(name.into(), None, help.into());
+        self.0.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, help: &'static str, labels: Vec<Label>) -> Gauge {
+        self.0.describe_gauge(name.into(), None, help.into());
+        self.0.register_gauge(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// A thread's numbers. `worker` is the label of all, or of the drops only.
+    fn thread(
+        &self,
+        board: &Arc<Board>,
+        (counters, gauges): (&[Series], &[Series]),
+        (worker, on_all): (&str, bool),
+    ) -> Thread {
+        let worker = || Label::new("worker", worker.to_owned());
+        let labels = |series: &Series| {
+            let own = series.label.map(|(label, value)| Label::new(label, value));
+            on_all.then(worker).into_iter().chain(own).collect()
+        };
+        let drop = |reason: &Reason| {
+            self.counter(
+                "ringway_drops_total",
+                "packets, datagrams and handshake messages dropped, by reason",
+                vec![worker(), Label::new("reason", reason.label())],
+            )
+        };
+        Thread {
+            board: Arc::clone(board),
+            counters: counters.iter().map(|s| self.counter(s.name, s.help, labels(s))).collect(),
+            gauges: gauges.iter().map(|s| self.gauge(s.name, s.help, labels(s))).collect(),
+            drops: Reason::ALL.iter().map(drop).collect(),
+            queues: Vec::new(),
+        }
+    }
+
+    fn worker(&self, number: usize, board: &Arc<Board>, queues: &[&'static str]) -> Thread {
+        let worker = number.to_string();
+        let series = (WorkerCounters::SERIES, WorkerGauges::SERIES);
+        let mut thread = self.thread(board, series, (&worker, true));
+        let queue = |name: &&'static str| {
+            let labels = vec![Label::new("worker", worker.clone()), Label::new("queue", *name)];
+            self.gauge("ringway_queue_length", "messages or packets that wait, by queue", labels)
+        };
+        thread.queues = queues.iter().map(queue).collect();
+        thread
+    }
+
+    /// What never changes after the start.
+    fn constants(&self, gateway: &Gateway) {
+        let version = vec![Label::new("version", env!("CARGO_PKG_VERSION"))];
+        self.gauge("ringway_build_info", "always 1; the version is a label", version).set(1.0);
+        let steering = self.gauge(
+            "ringway_steering_on",
+            "1 while packets are steered to their worker by eBPF, 0 if they are handed over",
+            Vec::new(),
+        );
+        steering.set(f64::from(u8::from(gateway.steering.is_ok())));
+        for (name, on) in [("tso", gateway.device.offloads.tso), ("uso", gateway.device.offloads.uso)] {
+            let labels = vec![Label::new("offload", name)];
+            let help = "1 if the TUN device gives super-packets of this kind";
+            self.gauge("ringway_tun_offload_on", help, labels).set(f64::from(u8::from(on)));
+        }
+    }
+}
+
+impl Exporter {
+    /// Registers all that a started gateway will ever show, with its interface as a label of everything.
+    #[must_use]
+    pub fn new(gateway: &Gateway, interface: &str, per_peer: bool) -> Self {
+        let builder = PrometheusBuilder::new().add_global_label("interface", interface);
+        let registry = Registry(builder.build_recorder());
+        registry.constants(gateway);
+        let boards = gateway.boards.as_ref();
+        let workers = boards.map(|boards| boards.workers.as_slice()).unwrap_or_default();
+        let queues = |link: &crate::dataplane::handoff::WorkerLink| link.queues().map(|(name, _)| name);
+        let workers = workers.iter().zip(&gateway.workers).enumerate();
+        let series = (HandshakeCounters::SERIES, HandshakeGauges::SERIES);
+        let outcome = |outcome: &Outcome| {
+            let labels = vec![Label::new("outcome", outcome.label())];
+            (*outcome, registry.counter("ringway_handshakes_total", "handshakes, by outcome", labels))
+        };
+        Self {
+            page: Rc::from(""),
+            made: None,
+            handle: registry.0.handle(),
+            interface: interface.to_owned(),
+            per_peer,
+            workers: workers.map(|(i, (board, link))| registry.worker(i, board, &queues(link))).collect(),
+            handshake: boards.map(|b| registry.thread(&b.handshake, series, (HANDSHAKE, false))),
+            outcomes: Outcome::ALL.iter().map(outcome).collect(),
+            started: clock::realtime(),
+            // Held open: later the process may be allowed to open no file.
+            status: File::open("/proc/self/status").ok(),
+        }
+    }
+
+    /// The page as it stands, at most [`FRESH`] old.
+    pub fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
+        let now = clock::boottime();
+        if self.made.is_none_or(|made| now.since(made) >= FRESH) {
+            self.page = self.make(control).into();
+            self.made = Some(now);
+        }
+        Rc::clone(&self.page)
+    }
+
+    fn make(&self, control: &Control<Gateway>) -> String {
+        let gateway = &control.dataplane;
+        for thread in self.workers.iter().chain(&self.handshake) {
+            thread.update();
+        }
+        for (thread, link) in self.workers.iter().zip(&gateway.workers) {
+            for (gauge, (_, length)) in thread.queues.iter().zip(link.queues()) {
+                gauge.set(length as f64);
+            }
+        }
+        for (outcome, counter) in &self.outcomes {
+            counter.absolute(self.outcome(*outcome));
+        }
+        let mut text = Text { out: self.handle.render(), interface: &self.interface };
+        self.process(&mut text);
+        // Only these need the workers' answers.
+        let degraded = gateway.boards.iter().flat_map(|boards| &boards.workers).any(is_degraded);
+        let reports = if self.per_peer || degraded { gateway.reports() } else { Vec::new() };
+        reasons(&mut text, gateway, &reports);
+        if self.per_peer {
+            peers(&mut text, control, &reports);
+        }
+        text.out
+    }
+
+    /// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
+    fn outcome(&self, outcome: Outcome) -> u64 {
+        let connected =
+            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
+        let boards = self.workers.iter().chain(&self.handshake).map(|thread| &thread.board);
+        if outcome == Outcome::Completed {
+            let workers = self.workers.iter().map(|thread| &thread.board);
+            return workers.filter_map(|board| board.counters().nth(connected?)).sum();
+        }
+        let of = |board: &Arc<Board>| {
+            let drops = Reason::ALL.iter().zip(board.drops());
+            drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
+        };
+        boards.map(of).sum()
+    }
+
+    /// The metrics that every Prometheus client has of its process.
+    fn process(&self, text: &mut Text<'_>) {
+        text.head("process_cpu_seconds_total", "counter", "processor time of all threads, user and system");
+        text.line("process_cpu_seconds_total", &[], clock::process_time().as_secs_f64());
+        text.head("process_start_time_seconds", "gauge", "when the process began, since the Unix epoch");
+        text.line("process_start_time_seconds", &[], self.started.as_secs_f64());
+        if let Some(bytes) = self.status.as_ref().and_then(resident) {
+            text.head("process_resident_memory_bytes", "gauge", "resident memory");
+            text.line("process_resident_memory_bytes", &[], bytes);
+        }
+    }
+}
+
+/// VmRSS of /proc/PID/status (proc(5)), bytes.
+fn resident(status: &File) -> Option<u64> {
+    let mut buffer = [0; 4096];
+    let read = status.read_at(&mut buffer, 0).ok()?;
+    let text = std::str::from_utf8(buffer.get(..read)?).ok()?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    kib.checked_mul(1024)
+}
+
+/// True if an offload of this worker is off.
+fn is_degraded(board: &Arc<Board>) -> bool {
+    let offloads = WorkerGauges::SERIES.iter().zip(board.gauges());
+    // Before its first turn a worker has shown nothing.
+    board.counters().any(|count| count > 0)
+        && offloads.into_iter().any(|(series, on)| series.name == "ringway_offload_on" && on == 0)
+}
+
+/// Why something is off: one series per reason, only while it holds.
+fn reasons(text: &mut Text<'_>, gateway: &Gateway, reports: &[WorkerReport]) {
+    let name = "ringway_off_info";
+    text.head(name, "gauge", "1 for what is off, with the reason");
+    if let Err(reason) = &gateway.steering {
+        text.line(name, &[("what", "steering"), ("reason", reason)], 1);
+    }
+    for report in reports {
+        let worker = report.worker.0.to_string();
+        for (what, off) in [("udp_segment", report.send_offload_off), ("tun_write", report.write_offload_off)]
+        {
+            if let Some(reason) = off {
+                text.line(name, &[("worker", &worker), ("what", what), ("reason", reason)], 1);
+            }
+        }
+    }
+}
+
+/// Series per peer, under our names and under those of prometheus_wireguard_exporter, whose dashboards then work.
+fn peers(text: &mut Text<'_>, control: &Control<Gateway>, reports: &[WorkerReport]) {
+    let at = clock::boottime();
+    let wall = clock::realtime();
+    let stats: std::collections::HashMap<_, _> =
+        reports.iter().flat_map(|report| &report.peers).map(|stats| (stats.peer, stats)).collect();
+    let handshake = |time: Option<Time>| time.map_or(0, |time| wall.saturating_sub(at.since(time)).as_secs());
+    let peers: Vec<_> = control
+        .device
+        .peers()
+        .into_iter()
+        .filter_map(|peer| {
+            let stats = stats.get(&peer.id())?;
+            let key = STANDARD.encode(peer.public_key().0);
+            let values = [stats.rx_bytes, stats.tx_bytes, handshake(stats.last_handshake)];
+            Some((key, allowed_ips(peer), values))
+        })
+        .collect();
+    let name = "ringway_peer_bytes_total";
+    text.head(name, "counter", "outer UDP payload exchanged with the peer since it was made");
+    for (key, _, [received, sent, _]) in &peers {
+        text.line(name, &[("public_key", key), ("direction", "in")], received);
+        text.line(name, &[("public_key", key), ("direction", "out")], sent);
+    }
+    let name = "ringway_peer_last_handshake_timestamp_seconds";
+    text.head(
+        name,
+        "gauge",
+        "when the last handshake was complete, since the Unix epoch; 0 if there was none",
+    );
+    for (key, _, [_, _, handshake]) in &peers {
+        text.line(name, &[("public_key", key)], handshake);
+    }
+    let theirs = [
+        ("wireguard_received_bytes_total", "counter", "bytes received from the peer"),
+        ("wireguard_sent_bytes_total", "counter", "bytes sent to the peer"),
+        (
+            "wireguard_latest_handshake_seconds",
+            "gauge",
+            "Unix time of the last handshake; 0 if there was none",
+        ),
+    ];
+    for (i, (name, kind, help)) in theirs.into_iter().enumerate() {
+        text.head(name, kind, help);
+        for (key, allowed, values) in &peers {
+            let labels = [("public_key", key.as_str()), ("allowed_ips", allowed)];
+            text.line(name, &labels, values.get(i).copied().unwrap_or(0));
+        }
+    }
+}
+
+/// As `wg` lists them, with commas.
+fn allowed_ips(peer: &Peer) -> String {
+    peer.prefixes().map(|prefix| prefix.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// Lines of the exposition format.
+struct Text<'a> {
+    out: String,
+    interface: &'a str,
+}
+
+impl Text<'_> {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let _ = write!(self.out, "{name}{{interface=\"{}\"", escaped(self.interface));
+        for (label, value) in labels {
+            let _ = write!(self.out, ",{label}=\"{}\"", escaped(value));
+        }
+        let _ = writeln!(self.out, "}} {value}");
+    }
+}
+
+/// A label's value as the format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
