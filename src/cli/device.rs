@@ -2,23 +2,20 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::config::{Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
-use crate::gateway::exporter::Metrics;
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
-
-/// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
-pub const MAX_WORKERS: u16 = 256;
+use crate::sys::tun::MAX_QUEUES;
 
 /// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
 const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
@@ -48,24 +45,30 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
-    let metrics = match text("RINGWAY_METRICS").filter(|value| !value.is_empty()) {
-        Some(value) => Some(Metrics {
-            listen: metrics_address(&value)?,
-            per_peer: text("RINGWAY_METRICS_PER_PEER").as_deref() == Some("1"),
-        }),
-        None => None,
+    let metrics = Metrics {
+        listen: text("RINGWAY_METRICS").map_or(Ok(Listen::Off), |value| metrics_address(&value))?,
+        per_peer: text("RINGWAY_METRICS_PER_PEER").as_deref() == Some("1"),
     };
     let settings = Settings {
-        limits: limits(text(REKEY_KNOB))?,
+        limits: knob(text(REKEY_KNOB))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
-        metrics: metrics.is_some(),
+        metrics: metrics.listen != Listen::Off,
+        ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
 }
 
+/// The protocol's times, as the environment of a debug build shortens them.
+///
+/// # Errors
+/// No number of seconds, in a debug build.
+pub(super) fn limits() -> anyhow::Result<Limits> {
+    knob(env::var(REKEY_KNOB).ok())
+}
+
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
-fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
-    match knob {
+fn knob(value: Option<String>) -> anyhow::Result<Limits> {
+    match value {
         Some(seconds) if cfg!(debug_assertions) => {
             let seconds =
                 seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
@@ -87,20 +90,20 @@ fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>
 fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     let number = match value {
         "" => return Ok(NonZeroU16::MIN),
-        "auto" => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u16::try_from(cores).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
-        }
+        "auto" => Workers::Auto.count(&[]),
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
-        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
+        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_QUEUES}")
     })
 }
 
 /// `RINGWAY_METRICS`: where the page is served.
-fn metrics_address(value: &str) -> anyhow::Result<SocketAddr> {
-    value.parse().with_context(|| {
+fn metrics_address(value: &str) -> anyhow::Result<Listen> {
+    if value.is_empty() {
+        return Ok(Listen::Off);
+    }
+    value.parse().map(Listen::At).with_context(|| {
         format!("RINGWAY_METRICS={value} is no ADDRESS:PORT, such as 127.0.0.1:9586 or [::1]:9586")
     })
 }
@@ -163,13 +166,13 @@ mod tests {
     #[test]
     fn metrics_are_off_unless_an_address_is_named() {
         let metrics = |pairs: &[_]| with(pairs).map(|options| (options.settings.metrics, options.metrics));
-        assert!(matches!(metrics(&[("RINGWAY_METRICS_PER_PEER", "1")]).unwrap(), (false, None)));
-        assert!(matches!(metrics(&[("RINGWAY_METRICS", "")]).unwrap(), (false, None)));
+        let (on, off) = metrics(&[("RINGWAY_METRICS_PER_PEER", "1")]).unwrap();
+        assert!(!on && off.listen == Listen::Off);
+        assert!(!metrics(&[("RINGWAY_METRICS", "")]).unwrap().0);
         let (on, chosen) = metrics(&[("RINGWAY_METRICS", "[::1]:9586")]).unwrap();
-        let chosen = chosen.unwrap();
-        assert!(on && !chosen.per_peer && chosen.listen == "[::1]:9586".parse().unwrap());
+        assert!(on && !chosen.per_peer && chosen.listen == Listen::At("[::1]:9586".parse().unwrap()));
         let both = [("RINGWAY_METRICS", "127.0.0.1:1"), ("RINGWAY_METRICS_PER_PEER", "1")];
-        assert!(metrics(&both).unwrap().1.unwrap().per_peer);
+        assert!(metrics(&both).unwrap().1.per_peer);
         for bad in ["9586", "localhost:9586", "127.0.0.1", "127.0.0.1:65536"] {
             let error = metrics(&[("RINGWAY_METRICS", bad)]).unwrap_err().to_string();
             assert!(error.contains("RINGWAY_METRICS") && error.contains(bad), "{error}");
@@ -185,10 +188,10 @@ mod tests {
     /// `cargo test --release` shows the other half: a release build has no knob, not even for nonsense.
     #[test]
     fn only_a_debug_build_shortens_times() {
-        let shortened = limits(Some("5".to_owned())).unwrap() != Limits::default();
+        let shortened = knob(Some("5".to_owned())).unwrap() != Limits::default();
         assert_eq!(shortened, cfg!(debug_assertions));
-        assert_eq!(limits(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
-        assert_eq!(limits(None).unwrap(), Limits::default());
+        assert_eq!(knob(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
+        assert_eq!(knob(None).unwrap(), Limits::default());
     }
 
     #[test]

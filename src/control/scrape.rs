@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -37,20 +36,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the exposition format in text is called.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// There is no page.
+#[derive(Debug, thiserror::Error)]
+#[error("the metrics page cannot be served on {address}: choose another address or port, or none")]
+pub struct ListenError {
+    /// Where it should have been.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
 /// A listener for [`serve`].
 ///
 /// # Errors
-/// An address in use or not of this host, with what to do.
-pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// An address in use, or not of this host.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let bind = |socket: TcpSocket| {
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    socket.and_then(bind).with_context(|| {
-        format!("the metrics page cannot be served on {address}: choose another address or port, or none")
-    })
+    socket.and_then(bind).map_err(|source| ListenError { address, source })
 }
 
 /// Serves what `page` makes, until dropped. `page` is asked once per proper request.

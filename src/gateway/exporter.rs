@@ -5,9 +5,10 @@
 //!
 //! Nothing here names a client unless `per_peer` was chosen, and never its outer address.
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt::{Display, Write as _};
 use std::fs::File;
-use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,9 +19,13 @@ use base64::engine::general_purpose::STANDARD;
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use tokio::net::TcpListener;
+
 use super::Gateway;
+use crate::config::{self, Listen};
 use crate::control::Control;
 use crate::control::device::Peer;
+use crate::control::scrape::{self, ListenError};
 use crate::dataplane::handoff::WorkerReport;
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Outcome};
@@ -28,13 +33,42 @@ use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters,
 use crate::sys::clock;
 use crate::types::Time;
 
-/// Where and how metrics are served.
-#[derive(Clone, Copy, Debug)]
-pub struct Metrics {
-    /// The page's address; loopback is the wise choice, for nobody is asked who they are.
-    pub listen: SocketAddr,
-    /// Series per peer, with its public key and allowed-ips.
-    pub per_peer: bool,
+/// The page's address, bound before anything else is made: the likeliest thing to be in use.
+pub(super) struct Opened {
+    listener: TcpListener,
+    per_peer: bool,
+}
+
+/// A page and where it is served.
+pub(super) struct Page {
+    listener: TcpListener,
+    exporter: Exporter,
+}
+
+/// Binds the page's address, if there is to be one.
+///
+/// # Errors
+/// The address cannot be had.
+pub(super) fn open(metrics: config::Metrics) -> Result<Option<Opened>, ListenError> {
+    match metrics.listen {
+        Listen::Off => Ok(None),
+        Listen::At(address) => {
+            scrape::listen(address).map(|listener| Some(Opened { listener, per_peer: metrics.per_peer }))
+        }
+    }
+}
+
+impl Opened {
+    /// The page of a gateway that has started.
+    pub(super) fn of(self, gateway: &Gateway, interface: &str) -> Page {
+        Page { listener: self.listener, exporter: Exporter::new(gateway, interface, self.per_peer) }
+    }
+}
+
+/// Serves the page, if there is one; never ends.
+pub(super) async fn serve(page: Option<Page>, control: &RefCell<Control<Gateway>>) -> Infallible {
+    let Some(Page { listener, mut exporter }) = page else { return std::future::pending().await };
+    scrape::serve(&listener, || exporter.page(&control.borrow())).await
 }
 
 /// A page is made again no sooner than this: asking faster costs nobody anything.
@@ -45,7 +79,7 @@ const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
 const HANDSHAKE: &str = "handshake";
 
 /// The page's maker; lives on the control thread.
-pub struct Exporter {
+struct Exporter {
     page: Rc<str>,
     made: Option<Time>,
     handle: PrometheusHandle,
@@ -152,8 +186,7 @@ impl Registry {
 
 impl Exporter {
     /// Registers all that a started gateway will ever show, with its interface as a label of everything.
-    #[must_use]
-    pub fn new(gateway: &Gateway, interface: &str, per_peer: bool) -> Self {
+    fn new(gateway: &Gateway, interface: &str, per_peer: bool) -> Self {
         let builder = PrometheusBuilder::new().add_global_label("interface", interface);
         let registry = Registry(builder.build_recorder());
         registry.constants(gateway);
@@ -182,7 +215,7 @@ impl Exporter {
     }
 
     /// The page as it stands, at most [`FRESH`] old.
-    pub fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
+    fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
         let now = clock::boottime();
         if self.made.is_none_or(|made| now.since(made) >= FRESH) {
             self.page = self.make(control).into();

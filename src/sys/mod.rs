@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod clock;
 pub mod eventfd;
 pub mod interface;
+pub mod lock;
 pub mod netns;
 pub mod poll;
 pub mod process;
