@@ -28,6 +28,7 @@ use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::offload::coalesce::Config;
+use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -43,14 +44,17 @@ use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod appliance;
 pub mod dropin;
 mod exporter;
 pub mod failure;
 mod home;
+mod offloads;
 mod serving;
+
+use offloads::Offloads;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -59,12 +63,15 @@ const SLOTS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 /// Prefixes of one message to a worker: about a millisecond of its time.
 const PREFIXES_PER_MESSAGE: usize = 1024;
+/// Packets that a queue of the TUN device holds, if nobody says otherwise (docs/decisions/0023-queue-length.md).
+pub const QUEUE_LENGTH: u32 = 500;
+/// Longest queue that may be asked for: the kernel makes a ring of pointers of it, per queue.
+pub const MAX_QUEUE_LENGTH: u32 = 100_000;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// A running data plane, held by the control thread.
 pub struct Gateway {
-    device: TunDevice,
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
@@ -77,6 +84,7 @@ pub struct Gateway {
     mark: Mark,
     /// What the threads show while they run, if metrics are on.
     boards: Option<Boards>,
+    offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
 
@@ -95,6 +103,12 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
+    pub offload: Offload,
+    /// Lower the segment size of TCP connections to what fits the TUN device.
+    pub mss_clamp: bool,
+    /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
+    pub queue_length: u32,
     /// The threads show their numbers ([`crate::metrics::board`]).
     pub metrics: bool,
 }
@@ -114,6 +128,9 @@ impl Default for Settings {
             limits: Limits::default(),
             busy_poll: BUSY_POLL,
             metrics: false,
+            offload: Offload::default(),
+            mss_clamp: true,
+            queue_length: QUEUE_LENGTH,
         }
     }
 }
@@ -148,6 +165,7 @@ impl Gateway {
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
         let segment_limit = probe::segment_limit();
+        let offloads = Offloads::new(&device, &sockets, segment_limit, &settings)?;
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -180,6 +198,7 @@ impl Gateway {
                     mtu,
                     vnet_header: device.vnet_header,
                     board: boards.as_ref().and_then(|boards| boards.workers.get(i).cloned()),
+                    switches: offloads.switches().clone(),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -209,7 +228,6 @@ impl Gateway {
         };
         threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
-            device,
             workers: links,
             handshake,
             threads,
@@ -220,6 +238,7 @@ impl Gateway {
             queues,
             mark: settings.mark,
             boards,
+            offloads,
             gone,
         };
         for _ in 0..=count {
@@ -343,6 +362,7 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -444,7 +464,6 @@ impl DataPlane for Gateway {
         for report in &reports {
             drops.merge(&report.counters.drops);
         }
-        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
@@ -458,13 +477,13 @@ impl DataPlane for Gateway {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
-            "offloads": {
-                "tun_tso": self.device.offloads.tso,
-                "tun_uso": self.device.offloads.uso,
-                "tun_write_off": off(|report| report.write_offload_off),
-                "udp_segment_off": off(|report| report.send_offload_off),
-            },
+            "offloads": self.offloads.report(),
+            "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
+    }
+
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
 }
 

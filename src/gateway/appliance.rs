@@ -37,7 +37,7 @@ use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::tun::{self, TunDevice, TunError, TunOffloads};
 use crate::net::link::LinkWatch;
 use crate::noise::timers::Limits;
-use crate::types::{Prefix, Secret};
+use crate::types::{Offload, Prefix, Secret};
 
 /// How long a killed predecessor's device and port may outlive it: rings are torn down in the background.
 const AFTERLIFE: Duration = Duration::from_secs(5);
@@ -161,6 +161,9 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         limits: options.limits,
         busy_poll: config.busy_poll,
         metrics: page.is_some(),
+        offload: offload(config.offload),
+        mss_clamp: config.forwarding.mss_clamp,
+        ..Settings::default()
     };
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
@@ -179,6 +182,12 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
             Err(error)
         }
     }
+}
+
+/// The file's switches as the data plane has them.
+fn offload(wanted: config::Offload) -> Offload {
+    let config::Offload { tun_read, tun_write, udp_send, udp_receive } = wanted;
+    Offload { tun_read, tun_write, udp_send, udp_receive }
 }
 
 /// Everything that is said of keys and peers, as the UAPI would say it.

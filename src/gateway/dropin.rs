@@ -84,6 +84,8 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     if made {
         watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
+        let packets = options.settings.queue_length;
+        watch.set_queue_length(packets).await.context("setting the device's queue length")?;
     }
     let gateway = Gateway::start(device, options.settings)?;
     if let Ok(state) = watch.state().await {

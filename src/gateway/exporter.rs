@@ -27,6 +27,7 @@ use crate::control::Control;
 use crate::control::device::Peer;
 use crate::control::scrape::{self, ListenError};
 use crate::dataplane::handoff::WorkerReport;
+use crate::dataplane::offload::switches::Switch;
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Outcome};
 use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges};
@@ -88,6 +89,7 @@ struct Exporter {
     workers: Vec<Thread>,
     handshake: Option<Thread>,
     outcomes: Vec<(Outcome, Counter)>,
+    switches: Vec<(Switch, Gauge)>,
     started: Duration,
     status: Option<File>,
 }
@@ -176,11 +178,6 @@ impl Registry {
             Vec::new(),
         );
         steering.set(f64::from(u8::from(gateway.steering.is_ok())));
-        for (name, on) in [("tso", gateway.device.offloads.tso), ("uso", gateway.device.offloads.uso)] {
-            let labels = vec![Label::new("offload", name)];
-            let help = "1 if the TUN device gives super-packets of this kind";
-            self.gauge("ringway_tun_offload_on", help, labels).set(f64::from(u8::from(on)));
-        }
     }
 }
 
@@ -199,6 +196,11 @@ impl Exporter {
             let labels = vec![Label::new("outcome", outcome.label())];
             (*outcome, registry.counter("ringway_handshakes_total", "handshakes, by outcome", labels))
         };
+        let switch = |switch: Switch| {
+            let labels = vec![Label::new("offload", switch.name())];
+            let help = "1 while the offload, or the clamp of the TCP segment size, is in use";
+            (switch, registry.gauge("ringway_offload_on", help, labels))
+        };
         Self {
             page: Rc::from(""),
             made: None,
@@ -208,6 +210,7 @@ impl Exporter {
             workers: workers.map(|(i, (board, link))| registry.worker(i, board, &queues(link))).collect(),
             handshake: boards.map(|b| registry.thread(&b.handshake, series, (HANDSHAKE, false))),
             outcomes: Outcome::ALL.iter().map(outcome).collect(),
+            switches: Switch::ALL.into_iter().map(switch).collect(),
             started: clock::realtime(),
             // Held open: later the process may be allowed to open no file.
             status: File::open("/proc/self/status").ok(),
@@ -237,14 +240,16 @@ impl Exporter {
         for (outcome, counter) in &self.outcomes {
             counter.absolute(self.outcome(*outcome));
         }
+        let states = gateway.offloads.switches().now();
+        for (switch, gauge) in &self.switches {
+            gauge.set(f64::from(u8::from(states.is_on(*switch))));
+        }
         let mut text = Text { out: self.handle.render(), interface: &self.interface };
         self.process(&mut text);
-        // Only these need the workers' answers.
-        let degraded = gateway.boards.iter().flat_map(|boards| &boards.workers).any(is_degraded);
-        let reports = if self.per_peer || degraded { gateway.reports() } else { Vec::new() };
-        reasons(&mut text, gateway, &reports);
+        reasons(&mut text, gateway);
         if self.per_peer {
-            peers(&mut text, control, &reports);
+            // Only this needs the workers' answers.
+            peers(&mut text, control, &gateway.reports());
         }
         text.out
     }
@@ -289,28 +294,17 @@ fn resident(status: &File) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// True if an offload of this worker is off.
-fn is_degraded(board: &Arc<Board>) -> bool {
-    let offloads = WorkerGauges::SERIES.iter().zip(board.gauges());
-    // Before its first turn a worker has shown nothing.
-    board.counters().any(|count| count > 0)
-        && offloads.into_iter().any(|(series, on)| series.name == "ringway_offload_on" && on == 0)
-}
-
 /// Why something is off: one series per reason, only while it holds.
-fn reasons(text: &mut Text<'_>, gateway: &Gateway, reports: &[WorkerReport]) {
+fn reasons(text: &mut Text<'_>, gateway: &Gateway) {
     let name = "ringway_off_info";
     text.head(name, "gauge", "1 for what is off, with the reason");
     if let Err(reason) = &gateway.steering {
         text.line(name, &[("what", "steering"), ("reason", reason)], 1);
     }
-    for report in reports {
-        let worker = report.worker.0.to_string();
-        for (what, off) in [("udp_segment", report.send_offload_off), ("tun_write", report.write_offload_off)]
-        {
-            if let Some(reason) = off {
-                text.line(name, &[("worker", &worker), ("what", what), ("reason", reason)], 1);
-            }
+    let states = gateway.offloads.switches().now();
+    for switch in Switch::ALL {
+        if let Some(reason) = states.reason(switch) {
+            text.line(name, &[("what", switch.name()), ("reason", reason.text())], 1);
         }
     }
 }

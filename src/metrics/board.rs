@@ -81,7 +81,7 @@ mod tests {
         let board = Board::default();
         let mut counters =
             WorkerCounters { rx_packets: 3, buffers_exhausted: 7, ..WorkerCounters::default() };
-        let gauges = WorkerGauges { peers: 2, tun_write: 1, ..WorkerGauges::default() };
+        let gauges = WorkerGauges { peers: 2, backlog: 1, ..WorkerGauges::default() };
         counters.drops.add(Drop::Malformed, 5);
         for (n, reason) in [(1, Drop::BadCookie), (2, Drop::NoRoute), (2, Drop::NoRoute)] {
             counters.drops.add(reason, n);

@@ -92,6 +92,9 @@ numbers! {
             "super-packets that the TUN device refused, written packet by packet";
         fragmented "ringway_fragmented_sends_total"
             "datagrams larger than the outer device's MTU, sent in fragments";
+        mss_clamped "ringway_mss_clamped_total" "TCP SYNs whose maximum segment size was lowered to what fits";
+        too_big_sent "ringway_icmp_too_big_total"
+            "packets larger than the TUN device's MTU that were answered with ICMP";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
         sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";
@@ -125,8 +128,6 @@ numbers! {
         send_buffers "ringway_send_buffers_in_use" "send buffers that hold sealed packets or are being filled";
         stalled "ringway_queue_length" ["queue" "stalled"] "messages or packets that wait, by queue";
         backlog "ringway_queue_length" ["queue" "backlog"] "messages or packets that wait, by queue";
-        udp_segment "ringway_offload_on" ["offload" "udp_segment"] "1 while the offload is in use, 0 while it is off";
-        tun_write "ringway_offload_on" ["offload" "tun_write"] "1 while the offload is in use, 0 while it is off";
     }
 }
 

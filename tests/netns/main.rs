@@ -24,6 +24,7 @@ mod hostile;
 mod interop;
 mod lab;
 mod lifecycle;
+mod offload;
 mod peer;
 mod topology;
 mod traffic;

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::super::allowed_ips::AllowedIps;
 use super::super::handoff::{Bell, RequestLink, worker_channels};
+use super::super::offload::switches::Switches;
 use super::super::peers::Peers;
 use super::super::worker::Parts;
 use super::*;
@@ -50,6 +51,7 @@ impl Bench {
             mtu: 1420,
             vnet_header: true,
             board: None,
+            switches: Switches::default(),
         };
         let mut allowed_ips = AllowedIps::new();
         for (peer, addr, len) in [(PEER, [100, 64, 0, 0], 10), (OTHER, [100, 64, 0, 9], 32)] {
