@@ -70,9 +70,11 @@ macro_rules! numbers {
 numbers! {
     /// What a worker counts.
     WorkerCounters {
-        rx_packets "ringway_packets_total" ["direction" "in"] "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
+        rx_packets "ringway_packets_total" ["direction" "in"]
+            "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
         rx_bytes "ringway_bytes_total" ["direction" "in"] "outer UDP payload of these";
-        tx_packets "ringway_packets_total" ["direction" "out"] "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
+        tx_packets "ringway_packets_total" ["direction" "out"]
+            "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
         tx_bytes "ringway_bytes_total" ["direction" "out"] "outer UDP payload of these";
         receives "ringway_receives_total" "receives from UDP sockets, each one datagram or a coalesced run";
         sends "ringway_sends_total" "sends to UDP sockets, each one datagram or a segmented run";

@@ -203,7 +203,18 @@ fn prometheus_knows_what_a_gateway_carried() {
         tool("promtool").display(),
         env!("CARGO_MANIFEST_DIR")
     ));
-    assert_eq!(prometheus.query("ALERTS").as_deref(), Some(""));
+    assert_eq!(prometheus.query("ALERTS").as_deref().map(str::trim), Some(""));
+    // One that has a reason to.
+    gateway.host.run(&format!("{} switch wg0 udp-send=off", gateway.implementation.program().display()));
+    wait_until("the alert is there", SOON, || {
+        prometheus.query("ALERTS").is_some_and(|alerts| {
+            alerts.contains("RingwayOffloadOff") && alerts.contains(r#"offload="udp_send""#)
+        })
+    });
+    let off = r#"ringway_off_info{interface="wg0",what="udp_send",reason="switched off"} 1"#;
+    assert!(page(&gateway.host).contains(off));
+    gateway.host.run(&format!("{} switch wg0 udp-send=on", gateway.implementation.program().display()));
+    wait_until("the reason is gone", SOON, || !page(&gateway.host).contains(off));
 }
 
 #[test]
