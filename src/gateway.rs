@@ -43,6 +43,7 @@ use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
+use crate::sys::privileges::{self, Account};
 use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
@@ -109,6 +110,9 @@ pub struct Settings {
     pub mss_clamp: bool,
     /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
     pub queue_length: u32,
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they
+    /// are.
+    pub account: Option<Account>,
     /// The threads show their numbers ([`crate::metrics::board`]).
     pub metrics: bool,
 }
@@ -127,10 +131,11 @@ impl Default for Settings {
             cores: Vec::new(),
             limits: Limits::default(),
             busy_poll: BUSY_POLL,
-            metrics: false,
             offload: Offload::default(),
             mss_clamp: true,
             queue_length: QUEUE_LENGTH,
+            account: None,
+            metrics: false,
         }
     }
 }
@@ -206,6 +211,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
+                account: settings.account,
                 core: cores.get(i).copied(),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
@@ -226,7 +232,7 @@ impl Gateway {
             rng,
             board: boards.as_ref().map(|boards| Arc::clone(&boards.handshake)),
         };
-        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
+        threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
             workers: links,
             handshake,
@@ -524,6 +530,7 @@ fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
 
 fn start_handshake(
     parts: handshake::Parts,
+    account: Option<Account>,
     started: Sender<anyhow::Result<()>>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -531,7 +538,12 @@ fn start_handshake(
         let _alarm = alarm;
         // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
         let _ = thread::set_nice(thread::LOW_PRIORITY);
-        let _ = started.send(Ok(()));
+        let lowered = privileges::lower_thread(account, &[]);
+        let is_lowered = lowered.is_ok();
+        let _ = started.send(lowered.context("the handshake thread"));
+        if !is_lowered {
+            return;
+        }
         if let Err(error) = HandshakeThread::new(parts).run() {
             tracing::error!(%error, "the handshake thread ended");
         }
@@ -561,6 +573,7 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
+    account: Option<Account>,
     core: Option<usize>,
 }
 
@@ -571,8 +584,10 @@ impl WorkerSeed {
         {
             tracing::warn!(core, "the worker could not be pinned");
         }
-        let id = self.parts.id;
-        let mut worker = match self.build() {
+        let (id, account) = (self.parts.id, self.account);
+        // Whoever reads what strangers send holds no capability. The ring may have needed one.
+        let lowered = |worker| Ok(privileges::lower_thread(account, &[]).map(|()| worker)?);
+        let mut worker = match self.build().and_then(lowered) {
             Ok(worker) => {
                 let _ = started.send(Ok(()));
                 worker

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// A key in base64, bytes: 32 bytes with padding.
@@ -108,7 +109,8 @@ impl WorkerId {
 pub struct Mark(pub u32);
 
 /// Which offloads are wanted, by direction. What the kernel or the device has not stays off all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Offload {
     /// Super-packets from the TUN device (TSO, USO).
     pub tun_read: bool,
