@@ -390,3 +390,57 @@ impl Text<'_> {
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut text = Text { out: String::new(), interface: "w\"g" };
+        text.line("x", &[("reason", "a\\b\nc")], 1.5);
+        assert_eq!(text.out, "x{interface=\"w\\\"g\",reason=\"a\\\\b\\nc\"} 1.5\n");
+    }
+
+    #[test]
+    fn memory_is_read_again_from_the_same_descriptor() {
+        let status = File::open("/proc/self/status").unwrap();
+        for _ in 0..2 {
+            let bytes = resident(&status).unwrap();
+            assert!((1 << 20..1 << 40).contains(&bytes) && bytes.is_multiple_of(1024), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_registry_has_one_series_for_each_label() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let workers: Vec<_> =
+            boards.iter().enumerate().map(|(i, board)| registry.worker(i, board, &["keys"])).collect();
+        let mut counters = WorkerCounters { rx_packets: 7, tx_packets: 9, ..WorkerCounters::default() };
+        counters.drops.add(Reason::NoRoute, 3);
+        let gauges = WorkerGauges { backlog: 4, ..WorkerGauges::default() };
+        counters.publish(&gauges, &boards[1]);
+        // A counter does not fall, whatever the board says; a gauge does.
+        WorkerCounters::default().publish(&WorkerGauges { sessions: 2, ..gauges.clone() }, &boards[0]);
+        workers.iter().for_each(Thread::update);
+        WorkerCounters::default().publish(&WorkerGauges::default(), &boards[1]);
+        workers.iter().for_each(Thread::update);
+        let page = registry.0.handle().render();
+        for line in [
+            r#"ringway_packets_total{worker="0",direction="in"} 0"#,
+            r#"ringway_packets_total{worker="1",direction="in"} 7"#,
+            r#"ringway_packets_total{worker="1",direction="out"} 9"#,
+            r#"ringway_drops_total{worker="1",reason="no_route"} 3"#,
+            r#"ringway_queue_length{worker="1",queue="backlog"} 0"#,
+            r#"ringway_queue_length{worker="0",queue="backlog"} 4"#,
+            r#"ringway_queue_length{worker="0",queue="keys"} 0"#,
+            r#"ringway_sessions{worker="0"} 2"#,
+            "# TYPE ringway_packets_total counter",
+            "# TYPE ringway_sessions gauge",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line} is not in\n{page}");
+        }
+        assert_eq!(page.matches("# TYPE ringway_packets_total ").count(), 1);
+    }
+}
