@@ -37,8 +37,9 @@ use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
-use crate::metrics::HandshakeCounters;
+use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
+use crate::metrics::{HandshakeCounters, Series, WorkerCounters};
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
@@ -49,6 +50,7 @@ use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod appliance;
 pub mod dropin;
+mod exporter;
 pub mod failure;
 mod home;
 mod offloads;
@@ -83,6 +85,8 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    /// What the threads show while they run, if metrics are on.
+    boards: Option<Boards>,
     offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
@@ -111,6 +115,14 @@ pub struct Settings {
     /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they
     /// are.
     pub account: Option<Account>,
+    /// The threads show their numbers ([`crate::metrics::board`]).
+    pub metrics: bool,
+}
+
+/// What the threads show while they run.
+struct Boards {
+    workers: Vec<Arc<Board>>,
+    handshake: Arc<Board>,
 }
 
 impl Default for Settings {
@@ -125,6 +137,7 @@ impl Default for Settings {
             mss_clamp: true,
             queue_length: QUEUE_LENGTH,
             account: None,
+            metrics: false,
         }
     }
 }
@@ -173,6 +186,10 @@ impl Gateway {
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
+        let boards = settings.metrics.then(|| Boards {
+            workers: (0..count).map(|_| Arc::default()).collect(),
+            handshake: Arc::default(),
+        });
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
         let cores = worker_cores(settings.cores, count);
@@ -187,6 +204,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    board: boards.as_ref().and_then(|boards| boards.workers.get(i).cloned()),
                     switches: offloads.switches().clone(),
                 },
                 inbox,
@@ -214,6 +232,7 @@ impl Gateway {
             control: handshake_control,
             bell: handshake_bell,
             rng,
+            board: boards.as_ref().map(|boards| Arc::clone(&boards.handshake)),
         };
         threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
@@ -226,6 +245,7 @@ impl Gateway {
             sockets,
             queues,
             mark: settings.mark,
+            boards,
             offloads,
             gone,
         };
@@ -462,19 +482,14 @@ impl DataPlane for Gateway {
         for report in &reports {
             drops.merge(&report.counters.drops);
         }
-        let counters = |list: Vec<(&'static str, &'static str, u64)>| {
-            list.into_iter()
-                .map(|(name, _, value)| (name.to_owned(), value.into()))
-                .collect::<serde_json::Map<_, _>>()
-        };
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
                 "peers": report.peers.len(),
-                "counters": counters(report.counters.list()),
+                "counters": named(WorkerCounters::SERIES, &report.counters.values()),
                 "drops": nonzero(&report.counters.drops),
             })).collect::<Vec<_>>(),
-            "handshake": counters(handshake.list()),
+            "handshake": named(HandshakeCounters::SERIES, &handshake.values()),
             "drops": nonzero(&drops),
             "steering": match &self.steering {
                 Ok(_) => serde_json::json!({ "on": true }),
@@ -488,6 +503,10 @@ impl DataPlane for Gateway {
     fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
         self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
+}
+
+fn named(series: &[Series], values: &[u64]) -> serde_json::Map<String, serde_json::Value> {
+    series.iter().zip(values).map(|(series, value)| (series.key(), (*value).into())).collect()
 }
 
 fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {

@@ -210,12 +210,12 @@ impl WorkerRates {
         let rate = |name| grown(name) / seconds;
         let batch = |packets, calls| if grown(calls) > 0.0 { grown(packets) / grown(calls) } else { 0.0 };
         Self {
-            rx_packets: rate("ringway_rx_packets_total"),
-            rx_bytes: rate("ringway_rx_bytes_total"),
-            tx_packets: rate("ringway_tx_packets_total"),
-            tx_bytes: rate("ringway_tx_bytes_total"),
-            rx_batch: batch("ringway_rx_packets_total", "ringway_receives_total"),
-            tx_batch: batch("ringway_tx_packets_total", "ringway_sends_total"),
+            rx_packets: rate(r#"ringway_packets_total{direction="in"}"#),
+            rx_bytes: rate(r#"ringway_bytes_total{direction="in"}"#),
+            tx_packets: rate(r#"ringway_packets_total{direction="out"}"#),
+            tx_bytes: rate(r#"ringway_bytes_total{direction="out"}"#),
+            rx_batch: batch(r#"ringway_packets_total{direction="in"}"#, "ringway_receives_total"),
+            tx_batch: batch(r#"ringway_packets_total{direction="out"}"#, "ringway_sends_total"),
             handed_over: rate("ringway_handed_over_total"),
             drops: drops(now).saturating_sub(drops(then)) as f64 / seconds,
         }

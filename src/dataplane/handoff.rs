@@ -238,6 +238,12 @@ impl WorkerLink {
         self.bell.ring();
     }
 
+    /// The names and lengths of its queues.
+    #[must_use]
+    pub fn queues(&self) -> [(&'static str, usize); 3] {
+        [("control", self.control.len()), ("keys", self.keys.len()), ("handover", self.handover.len())]
+    }
+
     /// Hands a packet over. False if the budget is used up.
     #[must_use]
     pub fn handover(&self, packet: Handover) -> bool {

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use super::failure::Failure;
 use super::home::{self, RunDir};
 use super::serving::{Serving, block_on, protect};
-use super::{Gateway, Settings};
+use super::{Gateway, Settings, exporter};
 use crate::config;
 use crate::config::key;
 use crate::control::device::Device;
@@ -157,6 +157,7 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         tracing::warn!(pid, "the process before this one was killed: cleaning up after it");
         wait_for_port(config.listen_port).await;
     }
+    let page = exporter::open(config.metrics)?;
     let key = home::private_key(&config.private_key_file, options.credentials.as_deref())?;
     let request = request(config, key)?;
     let device = open_device(config.interface.as_str(), workers, run_dir.predecessor().is_some()).await?;
@@ -171,6 +172,7 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         mss_clamp: config.forwarding.mss_clamp,
         queue_length: config.queue_length,
         account,
+        metrics: page.is_some(),
     };
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
@@ -182,8 +184,9 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
     match socket {
         Ok(socket) => {
             run_dir.give_to(account)?;
+            let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
             let control = Control { device: model, dataplane: gateway };
-            Serving { control, socket, watch }.confined(account, KEPT)
+            Serving { control, socket, watch, metrics }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

@@ -6,6 +6,7 @@ use super::appliance::SetupError;
 use super::home::HomeError;
 use crate::config::ConfigError;
 use crate::config::key::KeyFileError;
+use crate::control::scrape::ListenError;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
 use crate::dataplane::udp::UdpError;
@@ -69,7 +70,7 @@ impl Failure {
         let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
         is_config
             .then_some(Self::Configuration)
-            .or_else(|| cause.is::<UdpError>().then_some(Self::Port))
+            .or_else(|| (cause.is::<UdpError>() || cause.is::<ListenError>()).then_some(Self::Port))
             .or_else(|| cause.is::<RingError>().then_some(Self::Kernel))
     }
 }
@@ -84,6 +85,8 @@ mod tests {
     fn a_failure_is_found_behind_its_context() {
         let error = |error: anyhow::Error| Failure::of(&error.context("outer").context("outermost"));
         assert_eq!(error(UdpError::NoFreePort.into()), Failure::Port);
+        let listen = ListenError { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("x") };
+        assert_eq!(error(listen.into()), Failure::Port);
         assert_eq!(error(TunError::NoDriver.into()), Failure::TunNotPermitted);
         assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);

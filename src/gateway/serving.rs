@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use caps::Capability;
 
+use super::exporter::{self, Page};
 use super::{Gateway, supervisor};
 use crate::control::dataplane::DataPlane as _;
 use crate::control::socket::UapiSocket;
@@ -24,6 +25,7 @@ pub(super) struct Serving {
     pub(super) control: Control<Gateway>,
     pub(super) socket: UapiSocket,
     pub(super) watch: LinkWatch,
+    pub(super) metrics: Option<Page>,
 }
 
 /// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
@@ -71,7 +73,7 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { control, socket, watch } = self;
+        let Self { control, socket, watch, metrics } = self;
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
         let device_gone = async move {
@@ -87,6 +89,7 @@ impl Serving {
             end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket"),
             () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = supervisor::watch(&control) => match never {},
+            never = exporter::serve(metrics, &control) => match never {},
             () = ended => Ok(server::End::Signal),
         };
         tracing::info!(?end, "ending");

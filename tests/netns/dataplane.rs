@@ -39,7 +39,10 @@ fn everything_through_four_workers(lab: &Lab) -> Site {
 fn sealed_by_worker(peer: &Peer) -> Vec<u64> {
     let report = peer.report().expect("Ringway");
     let workers = report["workers"].as_array().expect("workers");
-    workers.iter().map(|w| w["counters"]["ringway_tx_packets_total"].as_u64().unwrap()).collect()
+    workers
+        .iter()
+        .map(|w| w["counters"][r#"ringway_packets_total{direction="out"}"#].as_u64().unwrap())
+        .collect()
 }
 
 #[test]
@@ -117,8 +120,8 @@ fn a_full_socket_drops_and_reorders_nothing() {
     assert!(site.gateway.counter("ringway_stalls_total") > Some(0), "{what}");
     assert_eq!(site.gateway.drops(&["send_failed"]), Some(0), "{what}");
     wait_until("every sealed packet has arrived", Duration::from_secs(10), || {
-        site.gateway.counter("ringway_tx_packets_total")
-            <= site.clients[0].counter("ringway_rx_packets_total")
+        site.gateway.counter(r#"ringway_packets_total{direction="out"}"#)
+            <= site.clients[0].counter(r#"ringway_packets_total{direction="in"}"#)
     });
 }
 
@@ -180,7 +183,9 @@ fn a_smaller_link_costs_its_own_endpoint_the_offload() {
     drop(narrow);
     let Some(fallbacks) = site.gateway.counter(FALLBACKS) else { return lab.skip("only Ringway counts") };
     assert!(fallbacks > 0, "the link refused no run");
-    let sends = |peer: &Peer| (peer.counter("ringway_tx_packets_total"), peer.counter("ringway_sends_total"));
+    let sends = |peer: &Peer| {
+        (peer.counter(r#"ringway_packets_total{direction="out"}"#), peer.counter("ringway_sends_total"))
+    };
     let before = sends(&site.gateway);
     let report = down(1).run();
     assert!(report.rate > 20e6, "{report:?}");

@@ -144,14 +144,14 @@ fn offloads_are_switched_under_traffic() {
             Way::Down,
             [
                 watch("tun_read", "ringway_tun_read_segments_total", "ringway_tun_reads_total"),
-                watch("udp_send", "ringway_tx_packets_total", "ringway_sends_total"),
+                watch("udp_send", r#"ringway_packets_total{direction="out"}"#, "ringway_sends_total"),
             ],
         ),
         (
             Way::Up,
             [
                 watch("tun_write", "ringway_tun_written_segments_total", "ringway_tun_writes_total"),
-                watch("udp_receive", "ringway_rx_packets_total", "ringway_receives_total"),
+                watch("udp_receive", r#"ringway_packets_total{direction="in"}"#, "ringway_receives_total"),
             ],
         ),
     ];

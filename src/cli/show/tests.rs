@@ -39,8 +39,9 @@ fn sample() -> Report {
         ],
         "dataplane": {
             "workers": [
-                { "peers": 1, "counters": { "ringway_rx_bytes_total": 2048, "ringway_rx_packets_total": 30,
-                    "ringway_receives_total": 4, "ringway_tx_bytes_total": 5, "ringway_tx_packets_total": 1,
+                { "peers": 1, "counters": { r#"ringway_bytes_total{direction="in"}"#: 2048,
+                    r#"ringway_packets_total{direction="in"}"#: 30, "ringway_receives_total": 4,
+                    r#"ringway_bytes_total{direction="out"}"#: 5, r#"ringway_packets_total{direction="out"}"#: 1,
                     "ringway_sends_total": 1, "ringway_handed_over_total": 7 }, "drops": { "replayed": 3 } },
                 {},
             ],
@@ -84,7 +85,7 @@ fn rates_stand_beside_totals_in_text_and_json() {
     after.at = before.at + Duration::from_secs(2);
     after.show.peers[1].rx_bytes += 4096;
     after.show.dataplane["drops"]["malformed"] = 10.into();
-    after.show.dataplane["workers"][0]["counters"]["ringway_rx_packets_total"] = 50.into();
+    after.show.dataplane["workers"][0]["counters"][r#"ringway_packets_total{direction="in"}"#] = 50.into();
     after.show.dataplane["workers"][0]["counters"]["ringway_receives_total"] = 8.into();
     let rates = Rates::between(&before, &after);
     let text = device(&after, Some(&rates), SystemTime::UNIX_EPOCH);

@@ -70,9 +70,9 @@ fn worker_text(worker: &Value) -> String {
     let peers = worker["peers"].as_u64().unwrap_or(0);
     let mut text = format!("{peers} peer{}", if peers == 1 { "" } else { "s" });
     let receives = count("ringway_receives_total");
-    text += &way("received", "ringway_rx_bytes_total", count("ringway_rx_packets_total"), receives);
+    text += &way("received", r#"ringway_bytes_total{direction="in"}"#, count(r#"ringway_packets_total{direction="in"}"#), receives);
     let sends = count("ringway_sends_total");
-    text += &way("sent", "ringway_tx_bytes_total", count("ringway_tx_packets_total"), sends);
+    text += &way("sent", r#"ringway_bytes_total{direction="out"}"#, count(r#"ringway_packets_total{direction="out"}"#), sends);
     let _ = write!(text, ", {} handed over", count("ringway_handed_over_total"));
     text
 }
