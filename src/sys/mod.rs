@@ -8,6 +8,7 @@ pub mod arena;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
+pub mod file_lock;
 pub mod interface;
 pub mod netns;
 pub mod poll;
