@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
@@ -25,6 +25,7 @@ use crate::dataplane::handoff::{
 };
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
+use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::offload::coalesce::Config;
 use crate::dataplane::outbound::Outbound;
@@ -43,7 +44,11 @@ use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
 
+pub mod appliance;
 pub mod dropin;
+pub mod failure;
+mod home;
+mod serving;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -72,13 +77,32 @@ pub struct Gateway {
 }
 
 /// What may be chosen when a gateway starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// UDP port of the outer sockets, 0 for any.
+    pub listen_port: u16,
+    /// Mark of the outer sockets.
+    pub mark: Mark,
+    /// The cores that workers are pinned to, in turn. Empty: those that the process may use, if there are several
+    /// workers.
+    pub cores: Vec<usize>,
     /// Protocol constants.
     pub limits: Limits,
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen_port: 0,
+            mark: Mark::default(),
+            cores: Vec::new(),
+            limits: Limits::default(),
+            busy_poll: BUSY_POLL,
+        }
+    }
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -105,8 +129,8 @@ impl Gateway {
         let workers = u16::try_from(count).context("more workers than 65,535")?;
         let mut rng = SystemRng::new().context("the kernel's random generator failed")?;
         let index_key = IndexKey::random(&mut rng);
-        let (port, sockets) =
-            open_sockets(0, workers, Mark::default(), index_key).context("opening UDP sockets")?;
+        let (port, sockets) = open_sockets(settings.listen_port, workers, settings.mark, index_key)
+            .context("opening UDP sockets")?;
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
@@ -126,7 +150,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = thread::cores();
+        let cores = worker_cores(settings.cores, count);
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -145,7 +169,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
-                core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
+                core: cores.get(i).copied(),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
@@ -175,15 +199,15 @@ impl Gateway {
             port,
             sockets,
             queues,
-            mark: Mark::default(),
+            mark: settings.mark,
             gone,
         };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
-            let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
-            if let Err(reason) = said {
+            let said = started.recv_timeout(ANSWER).context("a thread does not start").and_then(|said| said);
+            if let Err(error) = said {
                 gateway.stop();
-                bail!(reason);
+                return Err(error);
             }
         }
         Ok(gateway)
@@ -449,9 +473,20 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
+/// The core of each worker; empty if none is pinned.
+fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
+    let cores = match chosen {
+        chosen if !chosen.is_empty() => chosen,
+        // One worker is better off where the scheduler puts it.
+        _ if workers == 1 => Vec::new(),
+        _ => thread::cores(),
+    };
+    cores.into_iter().cycle().take(workers).collect()
+}
+
 fn start_handshake(
     parts: handshake::Parts,
-    started: Sender<Result<(), String>>,
+    started: Sender<anyhow::Result<()>>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
@@ -492,7 +527,7 @@ struct WorkerSeed {
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
+    fn run(self, started: &Sender<anyhow::Result<()>>, _alarm: &Alarm) {
         if let Some(core) = self.core
             && !thread::pin(core)
         {
@@ -505,7 +540,7 @@ impl WorkerSeed {
                 worker
             }
             Err(error) => {
-                let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
+                let _ = started.send(Err(error.context(format!("worker {}", id.0))));
                 return;
             }
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::config::Workers;
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::gateway::Settings;
 use crate::gateway::dropin::{self, Options};
@@ -45,15 +46,24 @@ fn options(
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
     let settings = Settings {
-        limits: limits(text(REKEY_KNOB))?,
+        limits: knob(text(REKEY_KNOB))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
 }
 
+/// The protocol's times, as the environment of a debug build shortens them.
+///
+/// # Errors
+/// No number of seconds, in a debug build.
+pub(super) fn limits() -> anyhow::Result<Limits> {
+    knob(env::var(REKEY_KNOB).ok())
+}
+
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
-fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
-    match knob {
+fn knob(value: Option<String>) -> anyhow::Result<Limits> {
+    match value {
         Some(seconds) if cfg!(debug_assertions) => {
             let seconds =
                 seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
@@ -75,10 +85,7 @@ fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>
 fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     let number = match value {
         "" => return Ok(NonZeroU16::MIN),
-        "auto" => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u16::try_from(cores).unwrap_or(MAX_QUEUES).min(MAX_QUEUES)
-        }
+        "auto" => Workers::Auto.count(&[]),
         number => number.parse().unwrap_or(0),
     };
     NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
@@ -150,10 +157,10 @@ mod tests {
     /// `cargo test --release` shows the other half: a release build has no knob, not even for nonsense.
     #[test]
     fn only_a_debug_build_shortens_times() {
-        let shortened = limits(Some("5".to_owned())).unwrap() != Limits::default();
+        let shortened = knob(Some("5".to_owned())).unwrap() != Limits::default();
         assert_eq!(shortened, cfg!(debug_assertions));
-        assert_eq!(limits(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
-        assert_eq!(limits(None).unwrap(), Limits::default());
+        assert_eq!(knob(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
+        assert_eq!(knob(None).unwrap(), Limits::default());
     }
 
     #[test]

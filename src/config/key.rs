@@ -56,6 +56,14 @@ pub fn read(path: &Path) -> Result<Secret, KeyFileError> {
     parse(file)
 }
 
+/// Reads a key that systemd put into a credential directory, which is this service's alone.
+///
+/// # Errors
+/// See [`KeyFileError`]; never [`KeyFileError::Exposed`].
+pub fn credential(path: &Path) -> Result<Secret, KeyFileError> {
+    parse(File::open(path)?)
+}
+
 /// A key with white space around it.
 fn parse(file: File) -> Result<Secret, KeyFileError> {
     let limit = 2 * KEY_TEXT;

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -75,6 +75,22 @@ pub enum LogFormat {
     Text,
     /// One object per line.
     Json,
+}
+
+impl Workers {
+    /// How many that are: `auto` is one per core of `cores`, or per core that the process may use if there are none.
+    #[must_use]
+    pub fn count(self, cores: &[usize]) -> u16 {
+        match (self, cores.len()) {
+            (Self::Number(number), _) => number.get(),
+            (Self::Auto, 0) => std::thread::available_parallelism().map_or(1, at_most_queues),
+            (Self::Auto, chosen) => NonZeroUsize::new(chosen).map_or(1, at_most_queues),
+        }
+    }
+}
+
+fn at_most_queues(count: NonZeroUsize) -> u16 {
+    u16::try_from(count.get()).unwrap_or(MAX_QUEUES).min(MAX_QUEUES)
 }
 
 impl<'de> Deserialize<'de> for Workers {

@@ -212,5 +212,8 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
     }
 }
 
+mod setup;
+pub use setup::ROUTE_PROTOCOL;
+
 #[cfg(test)]
 mod tests;

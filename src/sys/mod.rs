@@ -10,6 +10,7 @@ pub mod clock;
 pub mod eventfd;
 pub mod file_lock;
 pub mod interface;
+pub mod lock;
 pub mod netns;
 pub mod poll;
 pub mod process;
