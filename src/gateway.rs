@@ -28,6 +28,7 @@ use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
 use crate::dataplane::offload::coalesce::Config;
+use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -41,14 +42,18 @@ use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
+use crate::sys::privileges::{self, Account};
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod appliance;
 pub mod dropin;
 pub mod failure;
 mod home;
+mod offloads;
 mod serving;
+
+use offloads::Offloads;
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -57,12 +62,15 @@ const SLOTS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 /// Prefixes of one message to a worker: about a millisecond of its time.
 const PREFIXES_PER_MESSAGE: usize = 1024;
+/// Packets that a queue of the TUN device holds, if nobody says otherwise (docs/decisions/0023-queue-length.md).
+pub const QUEUE_LENGTH: u32 = 500;
+/// Longest queue that may be asked for: the kernel makes a ring of pointers of it, per queue.
+pub const MAX_QUEUE_LENGTH: u32 = 100_000;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// A running data plane, held by the control thread.
 pub struct Gateway {
-    device: TunDevice,
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
@@ -73,6 +81,7 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
 
@@ -91,6 +100,14 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
+    pub offload: Offload,
+    /// Lower the segment size of TCP connections to what fits the TUN device.
+    pub mss_clamp: bool,
+    /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
+    pub queue_length: u32,
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they are.
+    pub account: Option<Account>,
 }
 
 impl Default for Settings {
@@ -101,6 +118,10 @@ impl Default for Settings {
             cores: Vec::new(),
             limits: Limits::default(),
             busy_poll: BUSY_POLL,
+            offload: Offload::default(),
+            mss_clamp: true,
+            queue_length: QUEUE_LENGTH,
+            account: None,
         }
     }
 }
@@ -135,6 +156,7 @@ impl Gateway {
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
         let segment_limit = probe::segment_limit();
+        let offloads = Offloads::new(&device, &sockets, segment_limit, &settings)?;
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -162,6 +184,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    switches: offloads.switches().clone(),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -169,6 +192,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
+                account: settings.account,
                 core: cores.get(i).copied(),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
@@ -188,9 +212,8 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
+        threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
         let gateway = Self {
-            device,
             workers: links,
             handshake,
             threads,
@@ -200,6 +223,7 @@ impl Gateway {
             sockets,
             queues,
             mark: settings.mark,
+            offloads,
             gone,
         };
         for _ in 0..=count {
@@ -323,6 +347,7 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -429,7 +454,6 @@ impl DataPlane for Gateway {
                 .map(|(name, _, value)| (name.to_owned(), value.into()))
                 .collect::<serde_json::Map<_, _>>()
         };
-        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
@@ -443,13 +467,13 @@ impl DataPlane for Gateway {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
-            "offloads": {
-                "tun_tso": self.device.offloads.tso,
-                "tun_uso": self.device.offloads.uso,
-                "tun_write_off": off(|report| report.write_offload_off),
-                "udp_segment_off": off(|report| report.send_offload_off),
-            },
+            "offloads": self.offloads.report(),
+            "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
+    }
+
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
 }
 
@@ -486,6 +510,7 @@ fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
 
 fn start_handshake(
     parts: handshake::Parts,
+    account: Option<Account>,
     started: Sender<anyhow::Result<()>>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -493,7 +518,12 @@ fn start_handshake(
         let _alarm = alarm;
         // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
         let _ = thread::set_nice(thread::LOW_PRIORITY);
-        let _ = started.send(Ok(()));
+        let lowered = privileges::lower_thread(account, &[]);
+        let is_lowered = lowered.is_ok();
+        let _ = started.send(lowered.context("the handshake thread"));
+        if !is_lowered {
+            return;
+        }
         if let Err(error) = HandshakeThread::new(parts).run() {
             tracing::error!(%error, "the handshake thread ended");
         }
@@ -523,6 +553,7 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
+    account: Option<Account>,
     core: Option<usize>,
 }
 
@@ -533,8 +564,10 @@ impl WorkerSeed {
         {
             tracing::warn!(core, "the worker could not be pinned");
         }
-        let id = self.parts.id;
-        let mut worker = match self.build() {
+        let (id, account) = (self.parts.id, self.account);
+        // Whoever reads what strangers send holds no capability. The ring may have needed one.
+        let lowered = |worker| Ok(privileges::lower_thread(account, &[]).map(|()| worker)?);
+        let mut worker = match self.build().and_then(lowered) {
             Ok(worker) => {
                 let _ = started.send(Ok(()));
                 worker

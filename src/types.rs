@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// A key in base64, bytes: 32 bytes with padding.
@@ -106,6 +107,27 @@ impl WorkerId {
 /// A firewall mark for outer sockets (`SO_MARK`); 0 is "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u32);
+
+/// Which offloads are wanted, by direction. What the kernel or the device has not stays off all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Offload {
+    /// Super-packets from the TUN device (TSO, USO).
+    pub tun_read: bool,
+    /// Super-packets to the TUN device.
+    pub tun_write: bool,
+    /// Runs of datagrams to the network (UDP_SEGMENT).
+    pub udp_send: bool,
+    /// Runs of datagrams from the network (UDP_GRO).
+    pub udp_receive: bool,
+}
+
+impl Default for Offload {
+    /// All of them.
+    fn default() -> Self {
+        Self { tun_read: true, tun_write: true, udp_send: true, udp_receive: true }
+    }
+}
 
 /// An IP prefix whose host bits are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -10,12 +10,14 @@ use anyhow::Context as _;
 
 use crate::config::Workers;
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
-use crate::gateway::Settings;
+use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
+use crate::gateway::{MAX_QUEUE_LENGTH, QUEUE_LENGTH, Settings};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
 use crate::sys::tun::MAX_QUEUES;
+use crate::types::Offload;
 
 /// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
 const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
@@ -45,8 +47,12 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let (offload, mss_clamp) = switches(text("RINGWAY_OFF").as_deref().unwrap_or_default())?;
     let settings = Settings {
         limits: knob(text(REKEY_KNOB))?,
+        offload,
+        mss_clamp,
+        queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
         ..Settings::default()
     };
@@ -107,6 +113,34 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
     })
 }
 
+/// `RINGWAY_TXQUEUELEN`: packets.
+fn queue_length(value: &str) -> anyhow::Result<u32> {
+    if value.is_empty() {
+        return Ok(QUEUE_LENGTH);
+    }
+    let packets = value.parse().ok().filter(|packets| (1..=MAX_QUEUE_LENGTH).contains(packets));
+    packets.with_context(|| {
+        format!("RINGWAY_TXQUEUELEN={value} is no number of packets from 1 to {MAX_QUEUE_LENGTH}")
+    })
+}
+
+/// `RINGWAY_OFF`: names of switches that start turned off, parted by commas.
+fn switches(value: &str) -> anyhow::Result<(Offload, bool)> {
+    let (mut offload, mut mss_clamp) = (Offload::default(), true);
+    for name in value.split(',').filter(|name| !name.is_empty()) {
+        let switch =
+            match Switch::named(name).with_context(|| format!("RINGWAY_OFF: no such switch: '{name}'"))? {
+                Switch::TunRead => &mut offload.tun_read,
+                Switch::TunWrite => &mut offload.tun_write,
+                Switch::UdpSend => &mut offload.udp_send,
+                Switch::UdpReceive => &mut offload.udp_receive,
+                Switch::MssClamp => &mut mss_clamp,
+            };
+        *switch = false;
+    }
+    Ok((offload, mss_clamp))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +179,28 @@ mod tests {
         assert_eq!(time("1000").unwrap(), MAX_BUSY_POLL);
         for bad in ["1001", "-1", "50us", "18446744073709551616"] {
             assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn switches_start_off_by_name() {
+        let off = |value| with(&[("RINGWAY_OFF", value)]).map(|options| options.settings);
+        let none = off("").unwrap();
+        assert_eq!((none.offload, none.mss_clamp), (Offload::default(), true));
+        let some = off("udp-send,tun_read,mss-clamp").unwrap();
+        let expected = Offload { udp_send: false, tun_read: false, ..Offload::default() };
+        assert_eq!((some.offload, some.mss_clamp), (expected, false));
+        assert!(off("udp").unwrap_err().to_string().contains("RINGWAY_OFF"));
+    }
+
+    #[test]
+    fn queue_lengths() {
+        let length =
+            |value| with(&[("RINGWAY_TXQUEUELEN", value)]).map(|options| options.settings.queue_length);
+        assert_eq!(length("").unwrap(), QUEUE_LENGTH);
+        assert_eq!(length("1000").unwrap(), 1000);
+        for bad in ["0", "100001", "-1", "many"] {
+            assert!(length(bad).unwrap_err().to_string().contains("RINGWAY_TXQUEUELEN"), "{bad}");
         }
     }
 

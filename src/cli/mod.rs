@@ -8,6 +8,7 @@ pub mod keys;
 pub mod logging;
 pub mod show;
 mod suggest;
+pub mod switch;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Verb {
     Gateway(gateway::GatewayArgs),
     /// Show devices: peers, traffic, workers, offloads, drops
     Show(show::ShowArgs),
+    /// Turn offloads and the MSS clamp of a running device on or off
+    Switch(switch::SwitchArgs),
     /// Print a new private key
     Genkey,
     /// Read a private key from the standard input and print its public key
@@ -60,6 +63,7 @@ pub fn run() -> ExitCode {
     let result = match cli.verb {
         Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
+        Some(Verb::Switch(args)) => switch::run(&args),
         Some(Verb::Genkey) => keys::genkey(),
         Some(Verb::Pubkey) => keys::pubkey(),
         Some(Verb::Genpsk) => keys::genpsk(),

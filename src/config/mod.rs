@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::net::name::InterfaceName;
-use crate::types::{Address, Mark, Prefix, PublicKey};
+use crate::types::{Address, Mark, Offload, Prefix, PublicKey};
 
 pub use value::{Io, Level, Listen, LogFormat, Workers};
 
@@ -112,20 +112,6 @@ pub struct Services {
     pub udp: Vec<NonZeroU16>,
 }
 
-/// Offloads that are used where the kernel has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Offload {
-    /// The kernel hands us super-packets (TSO, USO).
-    pub tun_read: bool,
-    /// We hand the kernel super-packets.
-    pub tun_write: bool,
-    /// Runs of datagrams leave in one call (UDP_SEGMENT).
-    pub udp_send: bool,
-    /// Runs of datagrams arrive in one buffer (UDP_GRO).
-    pub udp_receive: bool,
-}
-
 /// Where metrics are to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -199,12 +185,6 @@ impl Default for Gateway {
 impl Default for Forwarding {
     fn default() -> Self {
         Self { enabled: true, masquerade: true, client_to_client: false, mss_clamp: true }
-    }
-}
-
-impl Default for Offload {
-    fn default() -> Self {
-        Self { tun_read: true, tun_write: true, udp_send: true, udp_receive: true }
     }
 }
 

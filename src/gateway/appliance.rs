@@ -5,7 +5,7 @@
 //! 3. device with all queues, MTU, addresses, up; routes (they go with the device)
 //! 4. sockets and threads ([`super::Gateway::start`])
 //! 5. peers, through the same model as the UAPI's
-//! 6. UAPI socket
+//! 6. UAPI socket; privileges are given up
 //! 7. serve until a signal or the loss of the device
 //! 8. the other way round: socket, threads, device, lock
 //!
@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caps::Capability;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
@@ -37,10 +38,13 @@ use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::tun::{self, TunDevice, TunError, TunOffloads};
 use crate::net::link::LinkWatch;
 use crate::noise::timers::Limits;
+use crate::sys::privileges::Account;
 use crate::types::{Prefix, Secret};
 
 /// How long a killed predecessor's device and port may outlive it: rings are torn down in the background.
 const AFTERLIFE: Duration = Duration::from_secs(5);
+/// What the control thread keeps: for netlink, the firewall, the interface's sysctls, and fwmarks.
+const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN];
 /// Between two looks at them.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -102,7 +106,7 @@ impl SetupError {
 /// What keeps it from beginning or from going on; [`Failure::of`] tells the kind.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let workers = options.config.workers.count(&options.config.cores);
-    protect(workers);
+    protect();
     block_on(serve(options, workers))
 }
 
@@ -145,6 +149,10 @@ fn signalled() -> io::Result<impl Future<Output = ()>> {
 
 async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Result<Serving> {
     let config = &options.config;
+    let account = match config.user.as_str() {
+        "" => None,
+        user => Some(Account::named(user).context("user")?),
+    };
     if let Some(pid) = run_dir.predecessor() {
         tracing::warn!(pid, "the process before this one was killed: cleaning up after it");
         wait_for_port(config.listen_port).await;
@@ -159,6 +167,10 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         cores: config.cores.clone(),
         limits: options.limits,
         busy_poll: config.busy_poll,
+        offload: config.offload,
+        mss_clamp: config.forwarding.mss_clamp,
+        queue_length: config.queue_length,
+        account,
     };
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
@@ -168,7 +180,11 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))
     });
     match socket {
-        Ok(socket) => Ok(Serving { control: Control { device: model, dataplane: gateway }, socket, watch }),
+        Ok(socket) => {
+            run_dir.give_to(account)?;
+            let control = Control { device: model, dataplane: gateway };
+            Serving { control, socket, watch }.confined(account, KEPT)
+        }
         Err(error) => {
             gateway.stop();
             Err(error)
@@ -236,6 +252,8 @@ async fn set_up_link(config: &config::Gateway, device: &TunDevice) -> anyhow::Re
     };
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     watch.set_mtu(config.mtu).await.map_err(failed(format!("set the MTU {}", config.mtu)))?;
+    let length = config.queue_length;
+    watch.set_queue_length(length).await.map_err(failed(format!("set the queue length {length}")))?;
     for address in &config.addresses {
         watch.add_address(*address).await.map_err(failed(format!("set the address {address}")))?;
     }

@@ -2,7 +2,7 @@
 //!
 //! 1. fork, unless in the foreground: the parent waits for the verdict
 //! 2. device, sockets, threads ([`super::Gateway::start`])
-//! 3. UAPI socket; now the parent exits with 0
+//! 3. UAPI socket; privileges are given up; now the parent exits with 0
 //! 4. serve; watch the link for MTU and routes
 //! 5. end on a signal, the removal of the socket, or the device's
 
@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context as _;
+use caps::Capability;
 
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings};
@@ -25,6 +26,9 @@ use crate::sys::process::{self, Daemon};
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
 /// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
+/// What the control thread keeps: for fwmarks, netlink and the device; and for a listen port below 1024, which `wg` may
+/// name at any time.
+const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
 
 /// A device to serve.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
-    protect(options.workers.get());
+    protect();
     block_on(serve(options, daemon))
 }
 
@@ -80,6 +84,8 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     if made {
         watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
+        let packets = options.settings.queue_length;
+        watch.set_queue_length(packets).await.context("setting the device's queue length")?;
     }
     let gateway = Gateway::start(device, options.settings)?;
     if let Ok(state) = watch.state().await {
@@ -91,7 +97,8 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
-    Ok(Serving { control, socket, watch })
+    // wg-quick's user expects no change of user.
+    Serving { control, socket, watch }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

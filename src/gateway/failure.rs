@@ -9,6 +9,7 @@ use crate::config::key::KeyFileError;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
 use crate::dataplane::udp::UdpError;
+use crate::sys::privileges::PrivilegeError;
 
 /// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,12 @@ impl Failure {
             return Some(match error {
                 HomeError::Running { .. } => Self::Running,
                 HomeError::Directory { .. } | HomeError::Key { .. } => Self::Configuration,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<PrivilegeError>() {
+            return Some(match error {
+                PrivilegeError::NoUser(_) => Self::Configuration,
+                _ => Self::Kernel,
             });
         }
         let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();

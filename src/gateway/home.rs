@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use crate::config::key::{self, KeyFileError};
 use crate::crypto::x25519::PrivateKey;
 use crate::sys::lock::try_lock;
+use crate::sys::privileges::Account;
 use crate::types::Secret;
 
 /// The lock's file, which names its holder's process.
@@ -96,6 +97,14 @@ impl RunDir {
             return Ok(Self { path: path.to_owned(), _lock: lock, predecessor });
         }
         Err(error(io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// Lets another user, whom the process is about to become, take away at the end what is in it. The empty directory
+    /// then stays.
+    pub(super) fn give_to(&self, account: Option<Account>) -> Result<(), HomeError> {
+        let Some(Account { uid, gid }) = account else { return Ok(()) };
+        chown(&self.path, Some(uid), Some(gid))
+            .map_err(|source| HomeError::Directory { path: self.path.clone(), source })
     }
 
     /// The process that left the directory behind, if it did not end in order.

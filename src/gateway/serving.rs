@@ -6,15 +6,15 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use caps::Capability;
 
 use super::Gateway;
 use crate::control::socket::UapiSocket;
 use crate::control::{Control, server};
 use crate::net::link::{LinkEvent, LinkWatch};
+use crate::sys::privileges::{self, Account};
 use crate::sys::process;
 
-/// Locked memory of a worker, bytes: three lanes of 16 slots of 66,000 bytes, its rings, and as much again.
-const LOCKED_PER_WORKER: u64 = 8 << 20;
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -27,13 +27,14 @@ pub(super) struct Serving {
 
 /// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
 /// the start.
-pub(super) fn protect(workers: u16) {
+pub(super) fn protect() {
     // Keys are in our memory: no core dump, no debugger of the same user.
     if let Err(error) = process::not_dumpable() {
         tracing::warn!(%error, "core dumps stay possible");
     }
-    // Registered buffers count as locked memory, of which an unprivileged process has 8 MiB.
-    if let Err(error) = process::raise_memlock(u64::from(workers) * LOCKED_PER_WORKER) {
+    // Rings and sessions count as locked memory, of which an unprivileged process has 8 MiB. Without its capabilities
+    // the process cannot ask for more later.
+    if let Err(error) = process::raise_memlock(u64::MAX) {
         tracing::debug!(%error, "the limit of locked memory stays");
     }
 }
@@ -48,6 +49,21 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 }
 
 impl Serving {
+    /// Ends the set-up: from here on the process has what `kept` names and no more, see [`privileges::confine`].
+    ///
+    /// # Errors
+    /// A thread that would keep more; then everything is stopped.
+    pub(super) fn confined(self, account: Option<Account>, kept: &[Capability]) -> anyhow::Result<Self> {
+        match privileges::confine(account, kept) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                drop(self.socket);
+                self.control.dataplane.stop();
+                Err(error).context("giving up privileges")
+            }
+        }
+    }
+
     /// Serves the UAPI and follows the link until a signal, the removal of the socket's file, or the device's, or
     /// `ended`, which is a signal that came before; then the socket goes, and every thread ends.
     ///

@@ -137,6 +137,15 @@ impl LinkWatch {
         self.change(LinkUnspec::new_with_index(self.index).mtu(bytes)).await
     }
 
+    /// Sets how many packets the link queues on their way out (txqueuelen).
+    ///
+    /// # Errors
+    /// EPERM, ENODEV, or ENOMEM for a length that there is no memory for.
+    pub async fn set_queue_length(&self, packets: u32) -> io::Result<()> {
+        let link = LinkUnspec::new_with_index(self.index);
+        self.change(link.append_extra_attribute(LinkAttribute::TxQueueLen(packets))).await
+    }
+
     async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
         self.handle.link().change(link.build()).execute().await.map_err(to_io)
     }

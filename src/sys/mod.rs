@@ -13,7 +13,9 @@ pub mod interface;
 pub mod lock;
 pub mod netns;
 pub mod poll;
+pub mod privileges;
 pub mod process;
+pub mod seccomp;
 pub mod slab;
 pub mod socket;
 #[cfg(test)]

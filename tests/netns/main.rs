@@ -2,7 +2,7 @@
 //!
 //! `lab` makes hosts (a network namespace each, with a `/var/run` of its own), `peer` runs one WireGuard
 //! implementation on a host, `topology` connects a gateway and its clients, `traffic` measures, `errands` are the
-//! small programs of ours that must run inside a namespace. The tests stand in `dropin`, `interop`, `dataplane`,
+//! small programs of ours that must run inside a namespace. The tests stand in `confinement`, `dropin`, `interop`, `dataplane`,
 //! `edits`, `hostile` and `lifecycle`.
 //!
 //! Root is needed. Without it each test says that it was skipped; with `RINGWAY_REQUIRE_ROOT=1` it fails instead.
@@ -15,6 +15,7 @@
     reason = "a test ends by a panic that says what went wrong"
 )]
 
+mod confinement;
 mod dataplane;
 mod dropin;
 mod edits;
@@ -24,6 +25,7 @@ mod hostile;
 mod interop;
 mod lab;
 mod lifecycle;
+mod offload;
 mod peer;
 mod topology;
 mod traffic;

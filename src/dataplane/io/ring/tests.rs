@@ -122,6 +122,34 @@ fn slots_must_be_a_power_of_two() {
     }
 }
 
+/// What somebody who has taken the process over would try: a file, a socket, other powers.
+#[test]
+fn a_ring_does_nothing_else_than_what_it_is_for() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
+    let mut ring = ring(&socket, &wake, 16);
+    let path = c"/etc/hostname";
+    let attempts = [
+        opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0).build(),
+        opcode::Nop::new().build(),
+        // Its own opcode with a flag that it never sets.
+        opcode::PollAdd::new(Fd(wake.as_raw_fd()), 4).build().flags(squeue::Flags::ASYNC),
+    ];
+    for attempt in attempts {
+        let attempt = attempt.user_data(7);
+        // SAFETY: the entries point to nothing but a constant.
+        unsafe { ring.uring.submission().push(&attempt) }.unwrap();
+        ring.uring.submit_and_wait(1).unwrap();
+        let completion = ring.uring.completion().next().unwrap();
+        assert_eq!((completion.user_data(), completion.result()), (7, -libc::EACCES), "{attempt:?}");
+    }
+    let refused = ring.uring.submitter().register_probe(&mut Probe::new());
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(ring.uring.submitter().register_files(&[0]).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"on", socket.local_addr().unwrap()).unwrap();
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"on");
+}
+
 fn receives_with_source_and_tos(addr: &str, tos: impl Fn(&UdpSocket)) {
     let (socket, wake) = (receiver(addr), eventfd());
     let mut ring = ring(&socket, &wake, 16);
@@ -300,6 +328,34 @@ fn a_slot_outlives_the_ring() {
     let got = next_datagrams(&mut ring);
     drop(ring);
     assert_eq!(payload(&got), b"late");
+}
+
+/// One datagram after a quiet spell, one at once after it, then silence.
+#[test]
+fn polls_awake_after_a_quiet_spell_only() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), eventfd());
+    let to = socket.local_addr().unwrap();
+    let mut ring = ring(&socket, &wake, 2);
+    let mut events = Vec::new();
+    let polls = |ring: &Ring| (ring.counters().busy_polls, ring.counters().busy_poll_hits);
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let late = sender.try_clone().unwrap();
+    let thread = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(60));
+        late.send_to(b"first", to).unwrap();
+    });
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"first");
+    thread.join().unwrap();
+    assert_eq!(polls(&ring), (0, 0), "nothing earned a poll before");
+    sender.send_to(b"second", to).unwrap();
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"second");
+    assert_eq!(polls(&ring), (1, 1));
+    let sleeps = ring.counters().sleeps;
+    for _ in 0..3 {
+        ring.wait(Some(Duration::from_millis(1)), &mut events).unwrap();
+    }
+    assert_eq!(polls(&ring), (2, 1), "one in vain ends the chain");
+    assert_eq!((events.len(), ring.counters().sleeps), (0, sleeps + 3));
 }
 
 #[test]
