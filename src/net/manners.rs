@@ -97,8 +97,8 @@ pub enum MannersError {
     Nft(String),
     /// A parameter must be changed and cannot be.
     #[error(
-        "{parameter} is {value} and must be {wanted}, and cannot be set here ({source}): run \
-         `sysctl -w {parameter}={wanted}` where it can, for a container on its command line or in its pod"
+        "{parameter} is {value} and must be {wanted}, and cannot be set here ({source}): set it from outside, with \
+         `sysctl -w {parameter}={wanted}`, or for a container with `--sysctl {container}=1`"
     )]
     Sysctl {
         /// As sysctl(8) has it.
@@ -107,6 +107,8 @@ pub enum MannersError {
         value: String,
         /// What is needed.
         wanted: String,
+        /// What has the same effect if it is set before there are interfaces.
+        container: &'static str,
         /// What the kernel said.
         source: io::Error,
     },
@@ -127,7 +129,7 @@ pub struct Applied {
 }
 
 /// Undoes what gateways of this network namespace left that ended without doing so. Returns their interfaces. `run` is
-/// `/run/ringway`, with a directory per interface; it need not be there.
+/// `/run/ringway`, with a directory per interface; it is made if it is not there.
 ///
 /// # Errors
 /// A record, a parameter or the table that cannot be accessed.

@@ -8,7 +8,6 @@ pub mod arena;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
-pub mod file_lock;
 pub mod interface;
 pub mod lock;
 pub mod netns;

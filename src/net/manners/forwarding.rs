@@ -101,8 +101,13 @@ impl Forwarding {
         }
         self.record.add(changes)?;
         for (parameter, value, wanted) in writes {
+            let container = match parameter.family() {
+                Family::V4 => "net.ipv4.ip_forward",
+                Family::V6 => "net.ipv6.conf.all.forwarding",
+            };
             parameter.write(&wanted).map_err(|source| MannersError::Sysctl {
                 parameter: parameter.to_string(),
+                container,
                 value,
                 wanted,
                 source,

@@ -12,13 +12,11 @@ use std::path::{Path, PathBuf};
 use super::MannersError;
 use crate::net::name::InterfaceName;
 use crate::net::sysctl::Parameter;
-use crate::sys::file_lock;
+use crate::sys::lock::{lock, try_lock};
 use crate::sys::netns::Namespace;
 
 /// The record of a gateway, in its directory.
 const RECORD: &str = "undo";
-/// Held while anybody changes or takes back. Longer than an interface's name, so that none has this directory.
-const LOCK: &str = "lock-of-all-records";
 /// A longer record is not one.
 const RECORD_MAX: u64 = 1 << 20;
 /// The keys that a record may name, and the values that it may hold: whoever can write it must not choose freely what
@@ -92,22 +90,19 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Waits until nobody else changes or restores.
+    /// Waits until nobody else changes or restores: the lock is the directory's own. It stays as long as there is a
+    /// gateway's in it.
     pub(super) fn open(run: &Path) -> Result<Self, MannersError> {
-        let path = run.join(LOCK);
-        let failed = |error| MannersError::Record(path.display().to_string(), error);
-        fs::create_dir_all(run).map_err(failed)?;
-        // For reading only: a gateway that gave up root may still open it so.
-        let existing = File::open(&path);
-        let lock = match existing {
+        let failed = |error| MannersError::Record(run.display().to_string(), error);
+        let directory = match File::open(run) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                OpenOptions::new().append(true).create(true).mode(0o644).open(&path)
+                fs::create_dir_all(run).and_then(|()| File::open(run))
             }
             opened => opened,
         };
-        let lock = lock.map_err(failed)?;
-        file_lock::exclusive(&lock).map_err(failed)?;
-        Ok(Self { run: run.to_owned(), namespace: own_namespace().map_err(failed)?, _lock: lock })
+        let directory = directory.map_err(failed)?;
+        lock(&directory).map_err(failed)?;
+        Ok(Self { run: run.to_owned(), namespace: own_namespace().map_err(failed)?, _lock: directory })
     }
 
     /// Begins the record of a gateway that starts.
@@ -118,7 +113,7 @@ impl Records {
         fs::create_dir_all(&directory).map_err(failed)?;
         let opened = OpenOptions::new().append(true).create(true).mode(0o644).open(&path);
         let mut file = opened.map_err(failed)?;
-        if !file_lock::try_exclusive(&file).map_err(failed)? {
+        if !try_lock(&file).map_err(failed)? {
             return Err(MannersError::Running(interface.clone()));
         }
         file.set_len(0).map_err(failed)?;
@@ -133,7 +128,7 @@ impl Records {
             let failed = |error| MannersError::Record(path.display().to_string(), error);
             let opened = OpenOptions::new().read(true).append(true).open(&path);
             let mut file = opened.map_err(failed)?;
-            if file_lock::try_exclusive(&file).map_err(failed)? {
+            if try_lock(&file).map_err(failed)? {
                 let Some(changes) = self.read(&mut file).map_err(failed)? else { continue };
                 found.push((interface, Record { path, file, changes }));
             }
@@ -150,7 +145,7 @@ impl Records {
             }
             let failed = |error| MannersError::Record(path.display().to_string(), error);
             let mut file = File::open(&path).map_err(failed)?;
-            if !file_lock::try_exclusive(&file).map_err(failed)? {
+            if !try_lock(&file).map_err(failed)? {
                 needed.extend(self.read(&mut file).map_err(failed)?.unwrap_or_default());
             }
         }

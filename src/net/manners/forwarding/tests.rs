@@ -53,7 +53,7 @@ fn start_globally(run: &Run, interface: &str) -> Forwarding {
 /// Two tunnels, an uplink with routes of both families, and a link without any.
 fn host() {
     set(Family::V6, "default", "accept_dad", "0");
-    ["wg0", "wg1", "up0", "idle"].map(link);
+    ["wg0", "wg1", "up0", "idle"].into_iter().for_each(link);
     ip("address add 198.18.0.1/24 dev up0");
     ip("address add fd00:198:18::1/64 dev up0");
 }
@@ -185,10 +185,10 @@ fn a_record_names_nothing_but_forwarding() {
         let run = Run::new();
         drop(start(&run, "wg0"));
         let path = run.0.join("wg0/undo");
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
         let forged = "ipv4/conf/up0/rp_filter 2 0\nipv4/conf/../../core/somaxconn 1 4096\nrubbish\n\
                       ipv4/conf/idle/forwarding 7 0\n";
-        std::fs::write(&path, text + forged).unwrap();
+        fs::write(&path, text + forged).unwrap();
         set(Family::V4, "up0", "rp_filter", "0");
         eventually(|| Some(clean_leftovers(&run.0).unwrap()).filter(|names| !names.is_empty()));
         assert_eq!(value(Family::V4, "up0", "rp_filter"), "0");
@@ -203,8 +203,8 @@ fn records_of_another_namespace_are_left_alone() {
         let run = Run::new();
         drop(start(&run, "wg0"));
         let path = run.0.join("wg0/undo");
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, format!("1:1\n{}", text.split_once('\n').unwrap().1)).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("1:1\n{}", text.split_once('\n').unwrap().1)).unwrap();
         assert!(clean_leftovers(&run.0).unwrap().is_empty());
         assert_eq!(value(Family::V4, "up0", "forwarding"), "1");
     });
@@ -235,13 +235,19 @@ fn an_advertised_default_route_outlives_the_global_switch() {
             set(Family::V6, end, "accept_ra_from_local", "1");
             ip(&format!("link set {end} up"));
         }
+        // Making an interface a router takes such routes away as well.
+        set(Family::V6, "idle", "forwarding", "1");
         let routed = || advertised(&proc_net("ipv6_route").unwrap()).contains("ra1");
         eventually(|| {
             advertise("ra0");
             routed().then_some(())
         });
-        set(Family::V6, "idle", "forwarding", "1");
         let (run, before) = (Run::new(), all());
+        start(&run, "wg0").undo("wg0");
+        assert!(routed(), "force_forwarding takes it away");
+        set(Family::V4, "wg0", "forwarding", "0");
+        set(Family::V6, "wg0", "force_forwarding", "0");
+        assert_eq!(all(), before);
         let first = start_globally(&run, "wg0");
         assert!(routed(), "the default route is gone");
         assert_eq!(value(Family::V6, "ra1", "accept_ra"), "2");
