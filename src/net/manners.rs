@@ -97,8 +97,8 @@ pub enum MannersError {
     Nft(String),
     /// A parameter must be changed and cannot be.
     #[error(
-        "{parameter} is {value} and must be {wanted}, and cannot be set here ({source}): set it from outside, with \
-         `sysctl -w {parameter}={wanted}`, or for a container with `--sysctl {container}=1`"
+        "{parameter} is {value} and must be {wanted}, and cannot be set here ({refusal}): set it from outside before \
+         the start, by `sysctl -w {general}=1` or for a container by `--sysctl {general}=1`"
     )]
     Sysctl {
         /// As sysctl(8) has it.
@@ -107,10 +107,10 @@ pub enum MannersError {
         value: String,
         /// What is needed.
         wanted: String,
-        /// What has the same effect if it is set before there are interfaces.
-        container: &'static str,
+        /// What has the same effect if it is set before there is the interface.
+        general: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        refusal: io::Error,
     },
     /// The record cannot be kept.
     #[error("{0}: {1}")]

@@ -101,16 +101,16 @@ impl Forwarding {
         }
         self.record.add(changes)?;
         for (parameter, value, wanted) in writes {
-            let container = match parameter.family() {
+            let general = match parameter.family() {
                 Family::V4 => "net.ipv4.ip_forward",
                 Family::V6 => "net.ipv6.conf.all.forwarding",
             };
-            parameter.write(&wanted).map_err(|source| MannersError::Sysctl {
+            parameter.write(&wanted).map_err(|refusal| MannersError::Sysctl {
                 parameter: parameter.to_string(),
-                container,
+                general,
                 value,
                 wanted,
-                source,
+                refusal,
             })?;
         }
         Ok(())
