@@ -144,7 +144,9 @@ fn section(i: usize, client: &Peer) -> String {
     format!("[[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{allowed}\"]\n", client.public)
 }
 
+/// Tells a client of the gateway as if it were new: a session with a process that is gone lasts for 15 s.
 fn know(i: usize, client: &Peer, appliance: &Appliance, more: &str) {
+    client.set(&format!("peer {} remove", appliance.public()));
     client.know(&Remote {
         public: &appliance.public(),
         allowed: &format!("{OVERLAY},198.19.0.0/24,fd00:198:19::/64{more}"),
@@ -241,8 +243,8 @@ fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
     // Without masquerading the server's answers go nowhere: they did come by it.
     appliance.stop();
     let text = format!("{}[forwarding]\nmasquerade = false\n", section(0, &one));
-    let _appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
-    one.renew();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
     must_reach(&one.host, GATEWAY_V4);
     assert_eq!(ping(&one.host, SERVER, 3, 56), 0);
 }
@@ -263,9 +265,9 @@ fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
     assert_eq!(appliance.counted("client_to_client = false"), 6);
     appliance.stop();
     let text = format!("{peers}[forwarding]\nclient_to_client = true\n");
-    let _appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
-    for client in &clients {
-        client.renew();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    for (i, client) in clients.iter().enumerate() {
+        know(i, client, &appliance, "");
         must_reach(&client.host, GATEWAY_V4);
     }
     let capture = Capture::start(&clients[1].host, "wg0", 64, "icmp[icmptype] == icmp-echo");
@@ -310,8 +312,8 @@ fn no_client_captures_the_datagrams_of_another() {
     // With our rules it does not.
     host.run("nft delete table ip naive");
     appliance.stop();
-    let _appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &peers);
-    attacker.renew();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &peers);
+    know(0, &attacker, &appliance, ",198.18.1.0/24");
     must_reach(&attacker.host, GATEWAY_V4);
     let arriving = Capture::start(&victim.host, "e0", 64, "src host 198.18.1.1 and udp dst port 51821");
     victim.host.run("ip link set wg0 down");
@@ -323,6 +325,7 @@ fn no_client_captures_the_datagrams_of_another() {
     assert_eq!(ports.len(), 5, "the attacker may send to whom he likes");
     assert!(ports.iter().all(|port| *port != GATEWAY_PORT), "masqueraded to the listen port: {ports:?}");
     victim.host.run("ip link set wg0 up");
+    know(1, &victim, &appliance, "");
     must_reach(&victim.host, GATEWAY_V4);
     // Nor is there anything of the tunnel's that could be captured, in either direction.
     for side in ["--orig-port-dst", "--orig-port-src", "--reply-port-dst"] {
