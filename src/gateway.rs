@@ -53,6 +53,7 @@ pub mod dropin;
 mod exporter;
 pub mod failure;
 mod home;
+mod hosting;
 mod offloads;
 mod serving;
 pub mod supervisor;

@@ -26,6 +26,7 @@ mod interop;
 mod lab;
 mod lifecycle;
 mod metrics;
+mod manners;
 mod offload;
 mod peer;
 mod supervised;

@@ -77,7 +77,7 @@ fn a_counter_that_begins_anew_is_still() {
     let text = |rx: u64, drops: u64| {
         format!(
             "{{\"peers\":[{{\"public_key\":\"A\",\"rx_bytes\":{rx}}},{{\"public_key\":\"{rx}\"}}],
-              \"dataplane\":{{\"workers\":[{{\"counters\":{{\"ringway_rx_bytes_total\":{rx}}},
+              \"dataplane\":{{\"workers\":[{{\"counters\":{{\"ringway_bytes_total{{direction=\\\"in\\\"}}\":{rx}}},
               \"drops\":{{\"a\":{drops},\"b\":1}}}}],\"drops\":{{\"a\":{drops},\"b\":1}}}}}}"
         )
     };
