@@ -1,7 +1,7 @@
 //! The composition root: what is opened in which order, which thread gets what, and how it all ends.
 //!
 //! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which
-//! makes its own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the
+//! makes its own ring (or waits with poll); only when every thread has said that it runs does [`Gateway::start`] return. Order at the
 //! end: workers, handshake thread; the descriptors close with the last of them.
 
 use std::io;
@@ -25,7 +25,7 @@ use crate::dataplane::handoff::{
 };
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
-use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
+use crate::dataplane::io::{Fds, Io};
 use crate::dataplane::offload::coalesce::Config;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
@@ -43,7 +43,10 @@ use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
 
+pub mod backend;
 pub mod dropin;
+
+use backend::{Backend, Chosen, IoChoice};
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -62,6 +65,8 @@ pub struct Gateway {
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
     steering: Result<Steering, String>,
+    /// What each worker waits with.
+    io: Vec<(WorkerId, Chosen)>,
     index_key: IndexKey,
     port: u16,
     /// By thread, the handshake thread's last: for the fwmark.
@@ -79,6 +84,8 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// What workers wait with.
+    pub io: IoChoice,
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -145,6 +152,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
+                io: settings.io,
                 core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
@@ -165,12 +173,13 @@ impl Gateway {
             rng,
         };
         threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
-        let gateway = Self {
+        let mut gateway = Self {
             device,
             workers: links,
             handshake,
             threads,
             steering,
+            io: Vec::new(),
             index_key,
             port,
             sockets,
@@ -180,11 +189,17 @@ impl Gateway {
         };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
-            let said: Result<(), String> = started.recv_timeout(ANSWER).context("a thread does not start")?;
-            if let Err(reason) = said {
-                gateway.stop();
-                bail!(reason);
+            match started.recv_timeout(ANSWER).context("a thread does not start")? {
+                Ok(chosen) => gateway.io.extend(chosen),
+                Err(reason) => {
+                    gateway.stop();
+                    bail!(reason);
+                }
             }
+        }
+        gateway.io.sort_by_key(|(worker, _)| *worker);
+        if let Some(reason) = gateway.no_ring() {
+            tracing::info!(reason, "poll takes the place of io_uring");
         }
         Ok(gateway)
     }
@@ -264,6 +279,11 @@ impl Gateway {
             (0..self.workers.len()).map_while(|_| answers.recv_timeout(ANSWER).ok()).collect();
         reports.sort_by_key(|report| report.worker);
         reports
+    }
+
+    /// Why there is no ring, if a worker should have one.
+    fn no_ring(&self) -> Option<&str> {
+        self.io.iter().find_map(|(_, chosen)| chosen.reason.as_deref())
     }
 
     fn handshake_counters(&self) -> HandshakeCounters {
@@ -409,6 +429,7 @@ impl DataPlane for Gateway {
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
+                "io": self.io.get(report.worker.index()).map(|(_, chosen)| chosen.io),
                 "peers": report.peers.len(),
                 "counters": counters(report.counters.list()),
                 "drops": nonzero(&report.counters.drops),
@@ -419,6 +440,7 @@ impl DataPlane for Gateway {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
+            "io": { "kind": backend::kind(self.io.iter().map(|(_, chosen)| chosen)), "reason": self.no_ring() },
             "offloads": {
                 "tun_tso": self.device.offloads.tso,
                 "tun_uso": self.device.offloads.uso,
@@ -451,14 +473,14 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
 
 fn start_handshake(
     parts: handshake::Parts,
-    started: Sender<Result<(), String>>,
+    started: Sender<Started>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
         let _alarm = alarm;
         // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
         let _ = thread::set_nice(thread::LOW_PRIORITY);
-        let _ = started.send(Ok(()));
+        let _ = started.send(Ok(None));
         if let Err(error) = HandshakeThread::new(parts).run() {
             tracing::error!(%error, "the handshake thread ended");
         }
@@ -468,6 +490,9 @@ fn start_handshake(
         .spawn(run)
         .context("starting the handshake thread")
 }
+
+/// What a thread says when it runs, or why it does not: a worker says what it waits with.
+type Started = Result<Option<(WorkerId, Chosen)>, String>;
 
 /// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
 /// served whole any more, and the control thread ends the rest.
@@ -488,51 +513,48 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
+    io: IoChoice,
     core: Option<usize>,
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<Result<(), String>>, _alarm: &Alarm) {
+    fn run(self, started: &Sender<Started>, _alarm: &Alarm) {
         if let Some(core) = self.core
             && !thread::pin(core)
         {
             tracing::warn!(core, "the worker could not be pinned");
         }
         let id = self.parts.id;
-        let mut worker = match self.build() {
-            Ok(worker) => {
-                let _ = started.send(Ok(()));
-                worker
-            }
-            Err(error) => {
-                let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
-                return;
-            }
+        let fds = Fds {
+            tun: Some(self.tun.as_fd()),
+            v4: self.sockets.v4.as_ref().map(|fd| fd.as_fd()),
+            v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
+            wake: self.inbox.bell.eventfd().as_fd(),
         };
-        if let Err(error) = worker.run() {
-            tracing::error!(worker = id.0, %error, "the ring failed");
+        let served = self.io.make(fds, SLOTS, self.busy_poll).and_then(|backend| {
+            let chosen = backend.chosen();
+            match backend {
+                Backend::Uring(ring) => self.serve(ring, chosen, started),
+                Backend::Poll(poll, _) => self.serve(poll, chosen, started),
+            }
+        });
+        if let Err(error) = served {
+            let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
         }
     }
 
-    fn build(self) -> anyhow::Result<Worker<Ring>> {
-        let ring = Ring::new(
-            RingFds {
-                tun: Some(self.tun.as_fd()),
-                v4: self.sockets.v4.as_ref().map(|fd| fd.as_fd()),
-                v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
-                wake: self.inbox.bell.eventfd().as_fd(),
-            },
-            RingOptions {
-                receive_slots: SLOTS,
-                tun_slots: SLOTS,
-                busy_poll: self.busy_poll,
-                ..RingOptions::default()
-            },
-        )?;
+    /// Runs a worker that waits with `io` to its end.
+    fn serve<I: Io>(self, io: I, chosen: Chosen, started: &Sender<Started>) -> anyhow::Result<()> {
+        let id = self.parts.id;
         let inbound = Inbound::new(self.tun, self.coalesce, self.parts.vnet_header);
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));
         let outbound =
             Outbound::new(self.sockets, SEND_BUFFERS, self.segment_limit).context("send buffers")?;
-        Ok(Worker::new(ring, self.inbox, core, inbound, outbound))
+        let mut worker = Worker::new(io, self.inbox, core, inbound, outbound);
+        let _ = started.send(Ok(Some((id, chosen))));
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = id.0, %error, "waiting for packets failed");
+        }
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::gateway::Settings;
+use crate::gateway::backend::IoChoice;
 use crate::gateway::dropin::{self, Options};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
@@ -49,6 +50,7 @@ fn options(
     let settings = Settings {
         limits: limits(text(REKEY_KNOB))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        io: text("RINGWAY_IO").map_or(Ok(IoChoice::default()), |value| io_choice(&value))?,
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
 }
@@ -102,6 +104,14 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
     })
 }
 
+/// `RINGWAY_IO`: what workers wait with.
+fn io_choice(value: &str) -> anyhow::Result<IoChoice> {
+    if value.is_empty() {
+        return Ok(IoChoice::default());
+    }
+    value.parse().context("RINGWAY_IO")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +151,16 @@ mod tests {
         for bad in ["1001", "-1", "50us", "18446744073709551616"] {
             assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
         }
+    }
+
+    #[test]
+    fn choices_of_io() {
+        let io = |value| with(&[("RINGWAY_IO", value)]).map(|options| options.settings.io);
+        assert_eq!(with(&[]).unwrap().settings.io, IoChoice::Auto);
+        assert_eq!(io("").unwrap(), IoChoice::Auto);
+        assert_eq!(io("uring").unwrap(), IoChoice::Uring);
+        assert_eq!(io("poll").unwrap(), IoChoice::Poll);
+        assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO: 'epoll'"));
     }
 
     #[test]

@@ -148,13 +148,17 @@ fn worker_text(worker: &Value) -> String {
 }
 
 /// A value without line breaks; counters that are zero say nothing. A switch is on or off: a boolean, an object
-/// `{"on": false, "reason": …}`, or `NAME_off`, which holds the reason or nothing.
+/// `{"on": false, "reason": …}` (what is one of several kinds: `{"kind": …, "reason": …}`), or `NAME_off`, which holds the reason or nothing.
 fn inline(value: &Value) -> String {
     match value {
         Value::Null => "(none)".to_owned(),
         Value::Bool(on) => switch(*on, None),
         Value::String(text) => text.clone(),
         Value::Object(entries) => {
+            if let Some(kind) = entries.get("kind").and_then(Value::as_str) {
+                let reason = entries.get("reason").and_then(Value::as_str);
+                return reason.map_or_else(|| kind.to_owned(), |reason| format!("{kind} ({reason})"));
+            }
             if let Some(on) = entries.get("on").and_then(Value::as_bool) {
                 return switch(on, entries.get("reason").and_then(Value::as_str));
             }

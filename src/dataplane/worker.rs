@@ -638,6 +638,7 @@ impl<I: Io> Worker<I> {
         let io = self.io.counters();
         let core = &mut self.core;
         core.counters.enters = io.enters;
+        core.counters.polls = io.polls;
         core.counters.sleeps = io.sleeps;
         core.counters.busy_polls = io.busy_polls;
         core.counters.busy_poll_hits = io.busy_poll_hits;
