@@ -1,8 +1,8 @@
 //! The composition root: what is opened in which order, which thread gets what, and how it all ends.
 //!
 //! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which
-//! makes its own ring (or waits with poll); only when every thread has said that it runs does [`Gateway::start`] return. Order at the
-//! end: workers, handshake thread; the descriptors close with the last of them.
+//! makes its own ring (or waits with poll); only when every thread has said that it runs does [`Gateway::start`]
+//! return. Order at the end: workers, handshake thread; the descriptors close with the last of them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
+use crate::config;
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use crate::control::errno::Errno;
 use crate::crypto::random::SystemRng;
@@ -25,8 +26,10 @@ use crate::dataplane::handoff::{
 };
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
+use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::{Fds, Io};
 use crate::dataplane::offload::coalesce::Config;
+use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -40,13 +43,21 @@ use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
+use crate::sys::privileges::{self, Account};
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
+pub mod appliance;
 pub mod backend;
 pub mod dropin;
+pub mod failure;
+mod home;
+mod offloads;
+mod serving;
 
-use backend::{Backend, Chosen, IoChoice};
+use offloads::Offloads;
+
+use backend::{Backend, Chosen};
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -55,12 +66,15 @@ const SLOTS: u16 = 16;
 const SEND_BUFFERS: u16 = 16;
 /// Prefixes of one message to a worker: about a millisecond of its time.
 const PREFIXES_PER_MESSAGE: usize = 1024;
+/// Packets that a queue of the TUN device holds, if nobody says otherwise (docs/decisions/0023-queue-length.md).
+pub const QUEUE_LENGTH: u32 = 500;
+/// Longest queue that may be asked for: the kernel makes a ring of pointers of it, per queue.
+pub const MAX_QUEUE_LENGTH: u32 = 100_000;
 /// How long the control thread waits for another thread's answer before it says that the thread hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// A running data plane, held by the control thread.
 pub struct Gateway {
-    device: TunDevice,
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
@@ -73,19 +87,52 @@ pub struct Gateway {
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
 
 /// What may be chosen when a gateway starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// UDP port of the outer sockets, 0 for any.
+    pub listen_port: u16,
+    /// Mark of the outer sockets.
+    pub mark: Mark,
+    /// The cores that workers are pinned to, in turn. Empty: those that the process may use, if there are several
+    /// workers.
+    pub cores: Vec<usize>,
     /// Protocol constants.
     pub limits: Limits,
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
     /// What workers wait with.
-    pub io: IoChoice,
+    pub io: config::Io,
+    /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
+    pub offload: Offload,
+    /// Lower the segment size of TCP connections to what fits the TUN device.
+    pub mss_clamp: bool,
+    /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
+    pub queue_length: u32,
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they are.
+    pub account: Option<Account>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen_port: 0,
+            mark: Mark::default(),
+            cores: Vec::new(),
+            limits: Limits::default(),
+            busy_poll: BUSY_POLL,
+            offload: Offload::default(),
+            mss_clamp: true,
+            queue_length: QUEUE_LENGTH,
+            io: config::Io::Auto,
+            account: None,
+        }
+    }
 }
 
 /// The outer sockets by thread: workers in order, the handshake thread last.
@@ -112,12 +159,13 @@ impl Gateway {
         let workers = u16::try_from(count).context("more workers than 65,535")?;
         let mut rng = SystemRng::new().context("the kernel's random generator failed")?;
         let index_key = IndexKey::random(&mut rng);
-        let (port, sockets) =
-            open_sockets(0, workers, Mark::default(), index_key).context("opening UDP sockets")?;
+        let (port, sockets) = open_sockets(settings.listen_port, workers, settings.mark, index_key)
+            .context("opening UDP sockets")?;
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
         let segment_limit = probe::segment_limit();
+        let offloads = Offloads::new(&device, &sockets, segment_limit, &settings)?;
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
@@ -133,7 +181,7 @@ impl Gateway {
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
-        let cores = thread::cores();
+        let cores = worker_cores(settings.cores, count);
         for (i, (inbox, sockets)) in inboxes.into_iter().zip(&sockets).enumerate() {
             let seed = WorkerSeed {
                 // `count` fits 16 bits, see above.
@@ -145,6 +193,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    switches: offloads.switches().clone(),
                 },
                 inbox,
                 sockets: sockets.clone(),
@@ -153,7 +202,8 @@ impl Gateway {
                 segment_limit,
                 busy_poll: settings.busy_poll,
                 io: settings.io,
-                core: (count > 1 && !cores.is_empty()).then(|| cores[i % cores.len()]),
+                account: settings.account,
+                core: cores.get(i).copied(),
             };
             let (started, alarm) = (started_tx.clone(), Alarm(gone_tx.clone()));
             threads.push(
@@ -172,9 +222,8 @@ impl Gateway {
             bell: handshake_bell,
             rng,
         };
-        threads.push(start_handshake(parts, started_tx, Alarm(gone_tx))?);
+        threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
         let mut gateway = Self {
-            device,
             workers: links,
             handshake,
             threads,
@@ -184,16 +233,18 @@ impl Gateway {
             port,
             sockets,
             queues,
-            mark: Mark::default(),
+            mark: settings.mark,
+            offloads,
             gone,
         };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
-            match started.recv_timeout(ANSWER).context("a thread does not start")? {
+            let said = started.recv_timeout(ANSWER).context("a thread does not start").and_then(|said| said);
+            match said {
                 Ok(chosen) => gateway.io.extend(chosen),
-                Err(reason) => {
+                Err(error) => {
                     gateway.stop();
-                    bail!(reason);
+                    return Err(error);
                 }
             }
         }
@@ -319,6 +370,7 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));
         }
@@ -425,7 +477,6 @@ impl DataPlane for Gateway {
                 .map(|(name, _, value)| (name.to_owned(), value.into()))
                 .collect::<serde_json::Map<_, _>>()
         };
-        let off = |pick: fn(&WorkerReport) -> Option<&'static str>| reports.iter().find_map(pick);
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
@@ -441,13 +492,13 @@ impl DataPlane for Gateway {
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
             "io": { "kind": backend::kind(self.io.iter().map(|(_, chosen)| chosen)), "reason": self.no_ring() },
-            "offloads": {
-                "tun_tso": self.device.offloads.tso,
-                "tun_uso": self.device.offloads.uso,
-                "tun_write_off": off(|report| report.write_offload_off),
-                "udp_segment_off": off(|report| report.send_offload_off),
-            },
+            "offloads": self.offloads.report(),
+            "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
+    }
+
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
 }
 
@@ -471,8 +522,20 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     Ok(steering)
 }
 
+/// The core of each worker; empty if none is pinned.
+fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
+    let cores = match chosen {
+        chosen if !chosen.is_empty() => chosen,
+        // One worker is better off where the scheduler puts it.
+        _ if workers == 1 => Vec::new(),
+        _ => thread::cores(),
+    };
+    cores.into_iter().cycle().take(workers).collect()
+}
+
 fn start_handshake(
     parts: handshake::Parts,
+    account: Option<Account>,
     started: Sender<Started>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -480,7 +543,12 @@ fn start_handshake(
         let _alarm = alarm;
         // Handshakes yield to packets: a flood of forged ones must not take a worker's core.
         let _ = thread::set_nice(thread::LOW_PRIORITY);
-        let _ = started.send(Ok(None));
+        let lowered = privileges::lower_thread(account, &[]);
+        let is_lowered = lowered.is_ok();
+        let _ = started.send(lowered.map(|()| None).context("the handshake thread"));
+        if !is_lowered {
+            return;
+        }
         if let Err(error) = HandshakeThread::new(parts).run() {
             tracing::error!(%error, "the handshake thread ended");
         }
@@ -492,7 +560,7 @@ fn start_handshake(
 }
 
 /// What a thread says when it runs, or why it does not: a worker says what it waits with.
-type Started = Result<Option<(WorkerId, Chosen)>, String>;
+type Started = anyhow::Result<Option<(WorkerId, Chosen)>>;
 
 /// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
 /// served whole any more, and the control thread ends the rest.
@@ -513,7 +581,8 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
-    io: IoChoice,
+    io: config::Io,
+    account: Option<Account>,
     core: Option<usize>,
 }
 
@@ -531,7 +600,7 @@ impl WorkerSeed {
             v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
             wake: self.inbox.bell.eventfd().as_fd(),
         };
-        let served = self.io.make(fds, SLOTS, self.busy_poll).and_then(|backend| {
+        let served = backend::make(self.io, fds, SLOTS, self.busy_poll).and_then(|backend| {
             let chosen = backend.chosen();
             match backend {
                 Backend::Uring(ring) => self.serve(ring, chosen, started),
@@ -539,12 +608,14 @@ impl WorkerSeed {
             }
         });
         if let Err(error) = served {
-            let _ = started.send(Err(format!("worker {}: {error:#}", id.0)));
+            let _ = started.send(Err(error.context(format!("worker {}", id.0))));
         }
     }
 
     /// Runs a worker that waits with `io` to its end.
     fn serve<I: Io>(self, io: I, chosen: Chosen, started: &Sender<Started>) -> anyhow::Result<()> {
+        // Whoever reads what strangers send holds no capability. The ring may have needed one.
+        privileges::lower_thread(self.account, &[])?;
         let id = self.parts.id;
         let inbound = Inbound::new(self.tun, self.coalesce, self.parts.vnet_header);
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));

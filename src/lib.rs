@@ -22,10 +22,12 @@
 //! | [`dataplane::io`] | `sys types`: no WireGuard |
 //! | [`dataplane`] | `noise crypto wire metrics sys types` |
 //! | [`net`] | `sys types` |
+//! | [`config`] | `dataplane::io net sys types` |
 //! | [`control`] | `dataplane noise net metrics sys types` |
 //! | [`gateway`], [`cli`], [`fuzzing`] | what is above |
 
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod dataplane;

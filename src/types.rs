@@ -4,10 +4,16 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine as _;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// A key in base64, bytes: 32 bytes with padding.
+pub const KEY_TEXT: usize = 44;
 
 /// An X25519 public key: the identity of a peer. `Debug` shortens it, so that no log line holds a whole identity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,7 +23,16 @@ impl PublicKey {
     /// Base64 with padding, as `wg` prints it (44 characters).
     #[must_use]
     pub fn to_base64(&self) -> String {
-        base64::engine::general_purpose::STANDARD.encode(self.0)
+        STANDARD.encode(self.0)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    /// From base64, as [`Self::to_base64`] writes it.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        text.parse::<Secret>().map(|key| Self(key.0))
     }
 }
 
@@ -39,6 +54,27 @@ impl Secret {
         self.0.iter().fold(0, |acc, byte| acc | byte) == 0
     }
 }
+
+impl FromStr for Secret {
+    type Err = KeyError;
+
+    /// From base64 with padding, without white space.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        // Room for the decoder's estimate, which is one byte above what 44 characters hold.
+        let mut bytes = Zeroizing::new([0; 33]);
+        if text.len() != KEY_TEXT || STANDARD.decode_slice(text, bytes.as_mut_slice()).ok() != Some(32) {
+            return Err(KeyError);
+        }
+        let mut key = Self([0; 32]);
+        key.0.copy_from_slice(bytes.first_chunk::<32>().ok_or(KeyError)?);
+        Ok(key)
+    }
+}
+
+/// A text that is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a key has {KEY_TEXT} characters of base64")]
+pub struct KeyError;
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,6 +107,27 @@ impl WorkerId {
 /// A firewall mark for outer sockets (`SO_MARK`); 0 is "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u32);
+
+/// Which offloads are wanted, by direction. What the kernel or the device has not stays off all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Offload {
+    /// Super-packets from the TUN device (TSO, USO).
+    pub tun_read: bool,
+    /// Super-packets to the TUN device.
+    pub tun_write: bool,
+    /// Runs of datagrams to the network (UDP_SEGMENT).
+    pub udp_send: bool,
+    /// Runs of datagrams from the network (UDP_GRO).
+    pub udp_receive: bool,
+}
+
+impl Default for Offload {
+    /// All of them.
+    fn default() -> Self {
+        Self { tun_read: true, tun_write: true, udp_send: true, udp_receive: true }
+    }
+}
 
 /// An IP prefix whose host bits are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,6 +188,91 @@ impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+impl FromStr for Prefix {
+    type Err = AddressError;
+
+    /// `10.1.0.0/16`; without a length a single host. Host bits are refused: whoever wrote them meant something else.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let Address { addr, len } = text.parse()?;
+        let prefix = Self::new(addr, len).ok_or(AddressError::Length)?;
+        if prefix.addr == addr { Ok(prefix) } else { Err(AddressError::HostBits(prefix)) }
+    }
+}
+
+/// An interface's address with the length of its network's prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Address {
+    addr: IpAddr,
+    len: u8,
+}
+
+impl Address {
+    /// The host's address in the network.
+    #[must_use]
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// Length of the network's prefix, bits.
+    #[must_use]
+    pub fn prefix_len(&self) -> u8 {
+        self.len
+    }
+
+    /// The network that is reached through the interface without a route of its own.
+    #[must_use]
+    pub fn network(&self) -> Prefix {
+        // The length was checked when the address was made.
+        Prefix::new(self.addr, self.len).unwrap_or(Prefix { addr: self.addr, len: self.len })
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    /// `100.64.0.1/10`; without a length /32 or /128.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (addr, len) = text.split_once('/').map_or((text, None), |(addr, len)| (addr, Some(len)));
+        let addr: IpAddr = addr.parse().map_err(|_| AddressError::Address)?;
+        let most = if addr.is_ipv4() { 32 } else { 128 };
+        let len = match len {
+            None => most,
+            // `FromStr` of a number alone would take a plus sign.
+            Some(len) if len.bytes().all(|byte| byte.is_ascii_digit()) => {
+                len.parse().ok().filter(|len| *len <= most).ok_or(AddressError::Length)?
+            }
+            Some(_) => return Err(AddressError::Length),
+        };
+        Ok(Self { addr, len })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no address or prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Before the slash.
+    #[error("no IP address")]
+    Address,
+    /// After the slash.
+    #[error("the prefix length is a number up to 32 (IPv4) or 128 (IPv6)")]
+    Length,
+    /// An address where a network is wanted.
+    #[error("bits are set behind the prefix: write {0}")]
+    HostBits(Prefix),
 }
 
 /// A reading of `CLOCK_BOOTTIME`, in nanoseconds. Taken once per turn of a loop and handed in: nothing below

@@ -6,18 +6,18 @@ use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
+use crate::config::{Io, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
-use crate::gateway::Settings;
-use crate::gateway::backend::IoChoice;
+use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
+use crate::gateway::{MAX_QUEUE_LENGTH, QUEUE_LENGTH, Settings};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::inherited_fd;
-
-/// Most workers: as many queues as a TUN device has (MAX_TAP_QUEUES of linux/if_tap.h).
-pub const MAX_WORKERS: u16 = 256;
+use crate::sys::tun::MAX_QUEUES;
+use crate::types::Offload;
 
 /// Seconds after which an initiator renews its keys; the other times shrink in proportion. Debug builds only.
 const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
@@ -47,17 +47,30 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let (offload, mss_clamp) = switches(text("RINGWAY_OFF").as_deref().unwrap_or_default())?;
     let settings = Settings {
-        limits: limits(text(REKEY_KNOB))?,
+        limits: knob(text(REKEY_KNOB))?,
+        offload,
+        mss_clamp,
+        queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
-        io: text("RINGWAY_IO").map_or(Ok(IoChoice::default()), |value| io_choice(&value))?,
+        io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
+        ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings })
 }
 
+/// The protocol's times, as the environment of a debug build shortens them.
+///
+/// # Errors
+/// No number of seconds, in a debug build.
+pub(super) fn limits() -> anyhow::Result<Limits> {
+    knob(env::var(REKEY_KNOB).ok())
+}
+
 /// The paper's limits; a debug build shortens them for tests (see docs/decisions/0004-test-knobs.md).
-fn limits(knob: Option<String>) -> anyhow::Result<Limits> {
-    match knob {
+fn knob(value: Option<String>) -> anyhow::Result<Limits> {
+    match value {
         Some(seconds) if cfg!(debug_assertions) => {
             let seconds =
                 seconds.parse().with_context(|| format!("{REKEY_KNOB}={seconds} is no number of seconds"))?;
@@ -79,14 +92,11 @@ fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>
 fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     let number = match value {
         "" => return Ok(NonZeroU16::MIN),
-        "auto" => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u16::try_from(cores).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
-        }
+        "auto" => Workers::Auto.count(&[]),
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number).filter(|number| number.get() <= MAX_WORKERS).with_context(|| {
-        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_WORKERS}")
+    NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
+        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_QUEUES}")
     })
 }
 
@@ -105,11 +115,41 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
 }
 
 /// `RINGWAY_IO`: what workers wait with.
-fn io_choice(value: &str) -> anyhow::Result<IoChoice> {
-    if value.is_empty() {
-        return Ok(IoChoice::default());
+fn io(value: &str) -> anyhow::Result<Io> {
+    match value {
+        "" | "auto" => Ok(Io::Auto),
+        "uring" => Ok(Io::Uring),
+        "poll" => Ok(Io::Poll),
+        _ => bail!("RINGWAY_IO={value} is none of 'auto', 'uring', 'poll'"),
     }
-    value.parse().context("RINGWAY_IO")
+}
+
+/// `RINGWAY_TXQUEUELEN`: packets.
+fn queue_length(value: &str) -> anyhow::Result<u32> {
+    if value.is_empty() {
+        return Ok(QUEUE_LENGTH);
+    }
+    let packets = value.parse().ok().filter(|packets| (1..=MAX_QUEUE_LENGTH).contains(packets));
+    packets.with_context(|| {
+        format!("RINGWAY_TXQUEUELEN={value} is no number of packets from 1 to {MAX_QUEUE_LENGTH}")
+    })
+}
+
+/// `RINGWAY_OFF`: names of switches that start turned off, parted by commas.
+fn switches(value: &str) -> anyhow::Result<(Offload, bool)> {
+    let (mut offload, mut mss_clamp) = (Offload::default(), true);
+    for name in value.split(',').filter(|name| !name.is_empty()) {
+        let switch =
+            match Switch::named(name).with_context(|| format!("RINGWAY_OFF: no such switch: '{name}'"))? {
+                Switch::TunRead => &mut offload.tun_read,
+                Switch::TunWrite => &mut offload.tun_write,
+                Switch::UdpSend => &mut offload.udp_send,
+                Switch::UdpReceive => &mut offload.udp_receive,
+                Switch::MssClamp => &mut mss_clamp,
+            };
+        *switch = false;
+    }
+    Ok((offload, mss_clamp))
 }
 
 #[cfg(test)]
@@ -156,11 +196,33 @@ mod tests {
     #[test]
     fn choices_of_io() {
         let io = |value| with(&[("RINGWAY_IO", value)]).map(|options| options.settings.io);
-        assert_eq!(with(&[]).unwrap().settings.io, IoChoice::Auto);
-        assert_eq!(io("").unwrap(), IoChoice::Auto);
-        assert_eq!(io("uring").unwrap(), IoChoice::Uring);
-        assert_eq!(io("poll").unwrap(), IoChoice::Poll);
-        assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO: 'epoll'"));
+        assert_eq!(with(&[]).unwrap().settings.io, Io::Auto);
+        assert_eq!(io("").unwrap(), Io::Auto);
+        assert_eq!(io("uring").unwrap(), Io::Uring);
+        assert_eq!(io("poll").unwrap(), Io::Poll);
+        assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO=epoll"));
+    }
+
+    #[test]
+    fn switches_start_off_by_name() {
+        let off = |value| with(&[("RINGWAY_OFF", value)]).map(|options| options.settings);
+        let none = off("").unwrap();
+        assert_eq!((none.offload, none.mss_clamp), (Offload::default(), true));
+        let some = off("udp-send,tun_read,mss-clamp").unwrap();
+        let expected = Offload { udp_send: false, tun_read: false, ..Offload::default() };
+        assert_eq!((some.offload, some.mss_clamp), (expected, false));
+        assert!(off("udp").unwrap_err().to_string().contains("RINGWAY_OFF"));
+    }
+
+    #[test]
+    fn queue_lengths() {
+        let length =
+            |value| with(&[("RINGWAY_TXQUEUELEN", value)]).map(|options| options.settings.queue_length);
+        assert_eq!(length("").unwrap(), QUEUE_LENGTH);
+        assert_eq!(length("1000").unwrap(), 1000);
+        for bad in ["0", "100001", "-1", "many"] {
+            assert!(length(bad).unwrap_err().to_string().contains("RINGWAY_TXQUEUELEN"), "{bad}");
+        }
     }
 
     #[test]
@@ -172,10 +234,10 @@ mod tests {
     /// `cargo test --release` shows the other half: a release build has no knob, not even for nonsense.
     #[test]
     fn only_a_debug_build_shortens_times() {
-        let shortened = limits(Some("5".to_owned())).unwrap() != Limits::default();
+        let shortened = knob(Some("5".to_owned())).unwrap() != Limits::default();
         assert_eq!(shortened, cfg!(debug_assertions));
-        assert_eq!(limits(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
-        assert_eq!(limits(None).unwrap(), Limits::default());
+        assert_eq!(knob(Some("soon".to_owned())).is_err(), cfg!(debug_assertions));
+        assert_eq!(knob(None).unwrap(), Limits::default());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal as _};
 
 use tracing::level_filters::LevelFilter;
 
+use crate::config::Level;
+
 /// wireguard-go's words, and `info` and `warn` beside them; `None` for any other.
 #[must_use]
 pub fn level(word: &str) -> Option<LevelFilter> {
@@ -17,18 +19,33 @@ pub fn level(word: &str) -> Option<LevelFilter> {
     })
 }
 
+/// Sets the process's logger up for a gateway.
+pub fn init_at(level: Level) {
+    start(match level {
+        Level::Silent => LevelFilter::OFF,
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+    });
+}
+
+fn start(level: LevelFilter) {
+    // An error means that there is a logger already: then that one stays.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_target(false)
+        .try_init();
+}
+
 /// Sets the process's logger up. Without `LOG_LEVEL`, or with a word that is none of its, warnings and errors are
 /// written.
 pub fn init() {
     let word = std::env::var("LOG_LEVEL").unwrap_or_default();
     let chosen = level(&word);
-    // An error means that there is a logger already: then that one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(chosen.unwrap_or(LevelFilter::WARN))
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .with_target(false)
-        .try_init();
+    start(chosen.unwrap_or(LevelFilter::WARN));
     if chosen.is_none() && !word.is_empty() {
         tracing::warn!(word, "LOG_LEVEL is none of silent, error, warn, info, debug, verbose");
     }

@@ -3,19 +3,19 @@
 //! Verbs win over interface names. A word that looks like a mistyped verb is refused: it must not become a device.
 
 pub mod device;
+pub mod gateway;
 pub mod keys;
 pub mod logging;
 pub mod show;
 mod suggest;
+pub mod switch;
 
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
+use crate::gateway::failure::Failure;
 use crate::net::name::InterfaceName;
-
-/// Exit code of a failure at work.
-const FAILURE: u8 = 1;
 
 /// A WireGuard-compatible VPN gateway for Linux.
 #[derive(Debug, Parser)]
@@ -29,8 +29,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run a gateway from one file
+    Gateway(gateway::GatewayArgs),
     /// Show devices: peers, traffic, workers, offloads, drops
     Show(show::ShowArgs),
+    /// Turn offloads and the MSS clamp of a running device on or off
+    Switch(switch::SwitchArgs),
     /// Print a new private key
     Genkey,
     /// Read a private key from the standard input and print its public key
@@ -50,12 +54,16 @@ struct DeviceArgs {
     name: Option<String>,
 }
 
-/// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused.
+/// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused, and for
+/// a gateway those of [`Failure`].
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    let distinct = matches!(cli.verb, Some(Verb::Gateway(_)));
     let result = match cli.verb {
+        Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
+        Some(Verb::Switch(args)) => switch::run(&args),
         Some(Verb::Genkey) => keys::genkey(),
         Some(Verb::Pubkey) => keys::pubkey(),
         Some(Verb::Genpsk) => keys::genpsk(),
@@ -68,8 +76,11 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "ringway: {error:#}");
-            ExitCode::from(FAILURE)
+            let mut stderr = std::io::stderr().lock();
+            for line in format!("{error:#}").lines() {
+                let _ = writeln!(stderr, "ringway: {line}");
+            }
+            ExitCode::from(if distinct { Failure::of(&error) } else { Failure::Other }.exit_code())
         }
     }
 }

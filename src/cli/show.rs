@@ -16,7 +16,7 @@ use crate::control::uapi::format::{Show, ShowPeer};
 use crate::net::name::InterfaceName;
 
 /// How long a device may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `show [--json] [IFNAME]`
 #[derive(Debug, Args)]
@@ -167,7 +167,9 @@ fn inline(value: &Value) -> String {
                 .filter(|(_, value)| value.as_u64() != Some(0))
                 .map(|(key, value)| match (key.strip_suffix("_off"), value) {
                     (Some(name), reason) => format!("{name} {}", switch(reason.is_null(), reason.as_str())),
-                    (None, Value::Object(_)) => format!("{key} ({})", inline(value)),
+                    (None, Value::Object(inner)) if !inner.contains_key("on") => {
+                        format!("{key} ({})", inline(value))
+                    }
                     (None, value) => format!("{key} {}", inline(value)),
                 })
                 .collect();

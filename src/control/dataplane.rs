@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::control::errno::Errno;
+use crate::dataplane::offload::switches::Switch;
 use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, WorkerId};
 
 /// A peer at its making.
@@ -92,6 +93,13 @@ pub trait DataPlane {
 
     /// Gives prefixes that nobody has.
     fn add_prefixes(&mut self, assignments: &[Assignment]);
+
+    /// Turns a switch of the device on or off.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP if the kernel or the device has no such offload to turn on; what the kernel says otherwise. Then
+    /// nothing changed.
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno>;
 
     /// What is known of every peer, in any order.
     fn snapshot(&mut self) -> Vec<PeerStats>;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use super::errno::Errno;
+use crate::dataplane::offload::switches::Switch;
 use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, WorkerId};
 
 /// One call.
@@ -19,6 +20,7 @@ pub(crate) enum Call {
     PresharedKey(PeerId, Option<[u8; 32]>),
     Endpoint(PeerId, SocketAddr),
     Keepalive(PeerId, Option<u16>),
+    Switch(Switch, bool),
     RemovePrefixes(Vec<Prefix>),
     AddPrefixes(Vec<Assignment>),
 }
@@ -133,6 +135,15 @@ impl DataPlane for Fake {
     fn set_keepalive(&mut self, peer: PeerId, seconds: Option<u16>) {
         self.peer(peer).keepalive = seconds;
         self.calls.push(Call::Keepalive(peer, seconds));
+    }
+
+    /// As if the kernel had no UDP_GRO.
+    fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
+        if on && switch == Switch::UdpReceive {
+            return Err(Errno::new(libc::EOPNOTSUPP));
+        }
+        self.calls.push(Call::Switch(switch, on));
+        Ok(())
     }
 
     fn remove_prefixes(&mut self, prefixes: &[Prefix]) {

@@ -129,6 +129,10 @@ fn answer<D: DataPlane>(
                 Err(_) => (Zeroizing::default(), Err(Errno::IO)),
             }
         }
+        Ok(Request::Switch(switches)) => {
+            let mut switches = switches.into_iter();
+            (Zeroizing::default(), switches.try_for_each(|(switch, on)| dataplane.switch(switch, on)))
+        }
         Ok(Request::Set(set)) => (Zeroizing::default(), device.apply(set, dataplane)),
         Err(errno) => (Zeroizing::default(), Err(errno)),
     };

@@ -42,8 +42,11 @@ impl SocketFile {
     }
 
     fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| meta.dev() == self.device && meta.ino() == self.inode)
+        match fs::symlink_metadata(&self.path) {
+            Ok(meta) => meta.dev() == self.device && meta.ino() == self.inode,
+            // A process that has become another user may not look into the directory any more.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        }
     }
 }
 

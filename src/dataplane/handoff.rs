@@ -158,10 +158,6 @@ pub struct WorkerReport {
     pub counters: WorkerCounters,
     /// Its peers.
     pub peers: Vec<PeerReport>,
-    /// Why UDP_SEGMENT is not used on this worker, if so.
-    pub send_offload_off: Option<&'static str>,
-    /// Why super-packets are not written to the TUN device, if so.
-    pub write_offload_off: Option<&'static str>,
 }
 
 /// Statistics of one peer.

@@ -13,6 +13,8 @@ use arrayvec::ArrayVec;
 use super::handoff::{Handover, Request};
 use super::io::Datagrams;
 use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
+use super::offload::mss;
+use super::offload::switches::{Reason, Switch};
 use super::worker::Core;
 use crate::crypto::aead::{self, OpeningKey};
 use crate::metrics::drops::Drop;
@@ -64,8 +66,10 @@ pub struct Inbound {
     invalid: u32,
     /// Bytes of virtio-net header before each packet: [`virtio::LEN`], or 0 on a queue without.
     framing: usize,
-    /// Why super-packets are not written, if so.
-    pub write_offload_off: Option<&'static str>,
+    /// What the TUN device takes.
+    config: Config,
+    /// Super-packets are written at present.
+    merging: bool,
 }
 
 impl Inbound {
@@ -80,7 +84,19 @@ impl Inbound {
             held: ArrayVec::new(),
             invalid: 0,
             framing: if vnet_header { virtio::LEN } else { 0 },
-            write_offload_off: (!config.tcp).then_some("the TUN device takes no super-packets"),
+            config,
+            merging: true,
+        }
+    }
+
+    /// Whether to write super-packets at all, from now on. Nothing is held (see [`Self::flush`]).
+    #[inline]
+    pub fn merge(&mut self, on: bool) {
+        if on != self.merging {
+            self.merging = on;
+            self.invalid = 0;
+            let none = Config { tcp: false, udp: false };
+            self.coalescer = Coalescer::new(if on { self.config } else { none });
         }
     }
 
@@ -125,6 +141,12 @@ impl Inbound {
             count_written(core, result, 1);
         }
         settle(core, opened);
+    }
+
+    /// Gives the network stack a packet of our own.
+    pub fn answer(&mut self, core: &mut Core, packet: &[u8]) {
+        let parts = [IoSlice::new(&NO_OFFLOAD[..self.framing]), IoSlice::new(packet)];
+        count_written(core, tun::write(&self.tun, &parts), 1);
     }
 
     /// Steps 2 and 3 of the way: yields where the inner packet lies, if there is one for the TUN.
@@ -187,6 +209,12 @@ impl Inbound {
             return None;
         }
         ip::decapsulate_ecn(origin.tos, text);
+        if mss::may_be_syn(text, &header)
+            && core.on.is_on(Switch::MssClamp)
+            && mss::clamp(text, &header, core.mtu)
+        {
+            core.counters.mss_clamped += 1;
+        }
         // A slot is far smaller than 4 GiB.
         Some(Place {
             buffer: 0,
@@ -232,7 +260,7 @@ impl Inbound {
 
     /// Writes the batch. `current` is a slot that is not among the held ones yet, with its number.
     fn drain(&mut self, core: &mut Core, current: Option<(u16, &[u8])>) {
-        let Self { tun, coalescer, held, invalid, framing, write_offload_off } = self;
+        let Self { tun, coalescer, held, invalid, framing, .. } = self;
         let mut refused = false;
         coalescer.drain(|header, places| {
             let bytes = |place: &Place, from: usize| {
@@ -263,9 +291,9 @@ impl Inbound {
                 count_written(core, tun::write(tun, &parts), 1);
             }
         });
-        if refused && write_offload_off.is_none() {
-            *write_offload_off = Some("the TUN device refused super-packets (EINVAL)");
-            *coalescer = Coalescer::new(Config { tcp: false, udp: false });
+        if refused {
+            core.switch_off(Switch::TunWrite, Reason::WriteRefused);
+            self.merge(false);
         }
     }
 }

@@ -16,7 +16,9 @@ use arrayvec::ArrayVec;
 
 use super::Sockets;
 use super::io::Family;
+use super::offload::mss;
 use super::offload::split::SuperPacket;
+use super::offload::switches::{Reason, Switch};
 use super::worker::Core;
 use crate::crypto::aead::{self, Span};
 use crate::metrics::drops::Drop;
@@ -97,8 +99,6 @@ pub struct Outbound {
     run: Option<Run>,
     waiting: [VecDeque<Sealed>; 2],
     segment_limit: usize,
-    /// Why UDP_SEGMENT is off for good, if it is.
-    pub segment_off: Option<&'static str>,
     plain: ArrayVec<(SocketAddr, Time), PLAIN_ENDPOINTS>,
 }
 
@@ -117,7 +117,6 @@ impl Outbound {
             // Without UDP_SEGMENT a run goes out datagram by datagram, but still fills one buffer: else a super-packet
             // for a full socket would need one for each of its packets.
             segment_limit: if segment_limit <= 1 { MAX_SEGMENTS } else { segment_limit.min(MAX_SEGMENTS) },
-            segment_off: (segment_limit <= 1).then_some("the kernel has no UDP_SEGMENT"),
             plain: ArrayVec::new(),
         })
     }
@@ -154,6 +153,9 @@ impl Outbound {
         let Some(peer) = core.peers.by_slot(slot) else { return Progress::Done };
         let Some(reserved) = peer.session.reserve(left as u64, now) else { return Progress::NoKeypair };
         let tos = ip::outer_tos(packet.ip().tos);
+        let syn = packet.segments() == 1
+            && core.on.is_on(Switch::MssClamp)
+            && mss::may_be_syn(packet.bytes(), packet.ip());
         for (i, counter) in (from..packet.segments()).zip(reserved.first_counter..) {
             let padded = padded_len(packet.segment_len(i), mtu);
             if !self.make_room(core, slot, reserved.remote_index, counter, tos, padded, true) {
@@ -162,6 +164,9 @@ impl Outbound {
             if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
                 let written = packet.write_segment(i, space).unwrap_or(0);
                 space[written..].fill(0);
+                if syn && mss::clamp(space, packet.ip(), core.mtu) {
+                    core.counters.mss_clamped += 1;
+                }
                 core.counters.tun_read_segments += 1;
             }
         }
@@ -240,7 +245,7 @@ impl Outbound {
         core.counters.tx_packets += packets;
         core.counters.tx_bytes += run.used as u64;
         core.settle(run.peer);
-        let plain = self.segment_off.is_some() || self.is_plain(endpoint.remote, core.now);
+        let plain = self.is_plain(endpoint.remote, core.now);
         let sealed = Sealed {
             slot: run.slot,
             start: 0,
@@ -300,6 +305,7 @@ impl Outbound {
     /// Sends all of a run or as much as the socket takes.
     fn transmit(&mut self, core: &mut Core, mut run: Sealed) -> Outcome {
         while run.start < run.len {
+            run.plain |= !core.on.is_on(Switch::UdpSend);
             let end = if run.plain { (run.start + run.segment).min(run.len) } else { run.len };
             let segmented = end - run.start > run.segment;
             let result = match self.sockets.towards(run.endpoint.remote) {
@@ -339,7 +345,7 @@ impl Outbound {
             }
         } else if segmented && errno == libc::EIO {
             // The device cannot checksum what it would have to segment: no run will pass, whoever receives it.
-            self.segment_off = Some("EIO from the device");
+            core.switch_off(Switch::UdpSend, Reason::SendRefused);
             core.counters.segment_fallbacks += 1;
             run.plain = true;
         } else if segmented && (errno == libc::EMSGSIZE || errno == libc::EINVAL) {

@@ -202,6 +202,14 @@ pub fn inherit(queue: OwnedFd, wanted: TunOffloads) -> Result<TunDevice, TunErro
     })
 }
 
+/// Changes which super-packets the kernel may hand us: at most what it accepted when the device was opened.
+///
+/// # Errors
+/// EBADFD if the device is gone.
+pub fn set_offloads(queue: &OwnedFd, offloads: TunOffloads) -> io::Result<()> {
+    sys_tun::set_offload(queue, offloads.features())
+}
+
 fn set_nonblocking(queue: &OwnedFd) -> io::Result<()> {
     socket2::SockRef::from(queue).set_nonblocking(true)
 }

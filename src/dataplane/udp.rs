@@ -214,14 +214,14 @@ fn join(
     let failed = |action| move |source| UdpError::Other { action, source };
     socket::set_reuse_port(&first).map_err(failed("share the port of"))?;
     // An older kernel without UDP_GRO hands over single datagrams: slower, and right.
-    let _ = socket::set_gro(&first);
+    let _ = socket::set_gro(&first, true);
     let mut group = vec![first];
     for place in 1..=workers {
         let next = make(domain).map_err(failed("open"))?;
         configure(&next, domain, mark)?;
         socket::set_reuse_port(&next).map_err(failed("share the port of"))?;
         if place < workers {
-            let _ = socket::set_gro(&next);
+            let _ = socket::set_gro(&next, true);
         }
         next.bind(&any(domain, port).into()).map_err(failed("bind"))?;
         group.push(next);

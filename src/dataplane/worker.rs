@@ -14,7 +14,9 @@ use super::handoff::{
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
+use super::offload::icmp::{self, Answers, Verdict};
 use super::offload::split::{self, SplitError, SuperPacket};
+use super::offload::switches::{Reason, States, Switch, Switches};
 use super::outbound::{Outbound, Progress};
 use super::peers::Peers;
 use crate::metrics::WorkerCounters;
@@ -32,6 +34,8 @@ mod allocations;
 mod messages;
 #[cfg(test)]
 mod pressure;
+#[cfg(test)]
+mod sizes;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -54,6 +58,9 @@ pub struct Core {
     pub peers: Peers,
     /// The device's MTU, bytes; 0 if not known.
     pub mtu: u32,
+    /// What is switched on, read once per turn.
+    pub on: States,
+    switches: Switches,
     vnet_header: bool,
     workers: Vec<WorkerLink>,
     requests: RequestLink,
@@ -84,6 +91,8 @@ pub struct Parts {
     pub mtu: u32,
     /// Each packet of the TUN queue has a virtio-net header before it.
     pub vnet_header: bool,
+    /// Shared by all workers of the device.
+    pub switches: Switches,
 }
 
 impl Core {
@@ -96,6 +105,8 @@ impl Core {
             counters: WorkerCounters::default(),
             peers,
             mtu: parts.mtu,
+            on: parts.switches.now(),
+            switches: parts.switches,
             vnet_header: parts.vnet_header,
             workers: parts.workers,
             requests: parts.requests,
@@ -111,6 +122,12 @@ impl Core {
     /// A read from the TUN queue, checked.
     fn parse<'a>(&self, read: &'a [u8]) -> Result<SuperPacket<'a>, SplitError> {
         if self.vnet_header { split::parse(read) } else { split::parse_bare(read) }
+    }
+
+    /// The device refuses an offload: no worker uses it any more.
+    pub fn switch_off(&mut self, switch: Switch, reason: Reason) {
+        self.switches.fail(switch, reason);
+        self.on = self.switches.now();
     }
 
     /// Who owns a receiver index.
@@ -222,6 +239,7 @@ pub struct Worker<I> {
     core: Core,
     inbound: Inbound,
     outbound: Outbound,
+    answers: Answers,
     /// Packets that found no send buffer, in order, each from the segment on that is still to be sent; never more than
     /// the ring has TUN slots, and one begun before.
     stalled: VecDeque<(Packet, usize)>,
@@ -239,6 +257,7 @@ impl<I: Io> Worker<I> {
             core,
             inbound,
             outbound,
+            answers: Answers::default(),
             stalled: VecDeque::new(),
             events: Vec::with_capacity(256),
             expired: Vec::new(),
@@ -264,6 +283,7 @@ impl<I: Io> Worker<I> {
         let waited = self.io.wait(timeout, &mut events);
         self.inbox.bell.awake();
         self.advance(clock::boottime());
+        self.inbound.merge(self.core.on.is_on(Switch::TunWrite));
         for event in events.drain(..) {
             self.event(event);
         }
@@ -286,6 +306,7 @@ impl<I: Io> Worker<I> {
         let jumped = now.since(self.core.now) >= self.core.limits.reject_after_time;
         self.core.now = self.core.now.max(now);
         self.core.counters.turns += 1;
+        self.core.on = self.core.switches.now();
         if jumped {
             self.each_session(PeerSession::erase_expired);
         }
@@ -375,8 +396,15 @@ impl<I: Io> Worker<I> {
             core.counters.drops.count(Drop::NoEndpoint);
             return None;
         }
+        let waits = peer.session.staged_len() > 0;
+        if from == 0
+            && icmp::is_too_large(packet.ip(), packet.segment_len(0), core.mtu)
+            && !too_large(core, &mut self.inbound, &mut self.answers, &packet)
+        {
+            return None;
+        }
         // Not before those that wait for a keypair; but what has begun goes on.
-        if from == 0 && peer.session.staged_len() > 0 {
+        if from == 0 && waits {
             core.stage(id.slot, read);
             return None;
         }
@@ -489,7 +517,7 @@ impl<I: Io> Worker<I> {
                 let Some(peer) = core.peers.by_id(id) else {
                     return core.request(Request::Protocol(ToHandshaker::Release { index }));
                 };
-                peer.session.install(keypair, endpoint, now);
+                peer.session.install(&keypair, endpoint, now);
                 core.peers.add_index(index, id.slot);
                 if let Some(response) = response {
                     self.outbound.handshake(core, Some(id), endpoint, &response);
@@ -533,7 +561,11 @@ impl<I: Io> Worker<I> {
                 let _ = done.send(());
             }
             ToWorker::ClearSources => self.each_session(|session, _| session.clear_source()),
-            ToWorker::SetMtu(mtu) => core.mtu = mtu,
+            ToWorker::SetMtu(mtu) => {
+                if std::mem::replace(&mut core.mtu, mtu) != mtu {
+                    self.answers.forget();
+                }
+            }
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
@@ -648,8 +680,29 @@ impl<I: Io> Worker<I> {
             worker: core.id,
             counters: core.counters.clone(),
             peers: core.peers.iter().map(|peer| PeerReport::new(peer.id, &peer.session)).collect(),
-            send_offload_off: self.outbound.segment_off,
-            write_offload_off: self.inbound.write_offload_off,
         }
     }
+}
+
+/// A packet is larger than the TUN device's MTU: false if it goes no further.
+#[cold]
+fn too_large(
+    core: &mut Core,
+    inbound: &mut Inbound,
+    answers: &mut Answers,
+    packet: &SuperPacket<'_>,
+) -> bool {
+    let verdict = answers.judge(packet.bytes(), packet.ip(), core.now);
+    if verdict == Verdict::Pass {
+        return true;
+    }
+    core.counters.drops.add(Drop::TooLarge, packet.segments() as u64);
+    let mut answer = [0; icmp::MOST];
+    if verdict == Verdict::Answer
+        && let Some(len) = icmp::too_big(packet.bytes(), packet.ip(), core.mtu, &mut answer)
+    {
+        core.counters.too_big_sent += 1;
+        inbound.answer(core, answer.get(..len).unwrap_or_default());
+    }
+    false
 }

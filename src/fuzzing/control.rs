@@ -9,6 +9,7 @@ use crate::control::errno::Errno;
 use crate::control::socket::socket_path;
 use crate::control::uapi::parse::{Progress, RequestParser};
 use crate::control::uapi::{Request, format};
+use crate::dataplane::offload::switches::Switch;
 use crate::net::name::{InterfaceName, MAX_NAME};
 use crate::types::{Mark, PeerId, Prefix, Secret, WorkerId};
 
@@ -57,6 +58,10 @@ impl DataPlane for Nowhere {
         assert!(self.peers.contains(&peer));
     }
 
+    fn switch(&mut self, _switch: Switch, _on: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+
     fn set_keepalive(&mut self, peer: PeerId, _: Option<u16>) {
         assert!(self.peers.contains(&peer));
     }
@@ -93,7 +98,7 @@ pub fn uapi_set(data: &[u8]) {
             Progress::Complete(Ok(Request::Set(set))) => {
                 let _ = device.apply(set, &mut plane);
             }
-            Progress::Complete(Ok(Request::Get | Request::Show)) => {
+            Progress::Complete(Ok(Request::Get | Request::Show | Request::Switch(_))) => {
                 assert!(format::get(&device, &[]).ends_with('\n') || device.peers().is_empty());
             }
             Progress::Complete(Err(_)) => assert!(!parser.in_request()),

@@ -2,34 +2,33 @@
 //!
 //! 1. fork, unless in the foreground: the parent waits for the verdict
 //! 2. device, sockets, threads ([`super::Gateway::start`])
-//! 3. UAPI socket; now the parent exits with 0
+//! 3. UAPI socket; privileges are given up; now the parent exits with 0
 //! 4. serve; watch the link for MTU and routes
 //! 5. end on a signal, the removal of the socket, or the device's
 
-use std::cell::RefCell;
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
+use caps::Capability;
 
+use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings};
+use crate::control::Control;
 use crate::control::device::Device;
 use crate::control::socket::{DIRECTORY, UapiSocket};
-use crate::control::{Control, server};
 use crate::dataplane::tun::{self, TunDevice, TunOffloads};
-use crate::net::link::{LinkEvent, LinkWatch};
+use crate::net::link::LinkWatch;
 use crate::net::name::InterfaceName;
 use crate::sys::process::{self, Daemon};
 
 /// MTU of a device that we make, bytes: what fits 1500 behind IPv6, UDP and WireGuard's 32 bytes, in multiples of
 /// 20 as every implementation has it.
 const DEFAULT_MTU: u32 = 1420;
-/// Locked memory of a worker, bytes: three lanes of 16 slots of 66,000 bytes, its rings, and as much again.
-const LOCKED_PER_WORKER: u64 = 8 << 20;
-/// How often a device that has been moved to another namespace is looked at.
-const MOVED_CHECK: Duration = Duration::from_secs(2);
+/// What the control thread keeps: for fwmarks, netlink and the device; and for a listen port below 1024, which `wg` may
+/// name at any time.
+const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_BIND_SERVICE];
 
 /// A device to serve.
 #[derive(Debug)]
@@ -59,30 +58,13 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     } else {
         Some(process::daemonize().context("going to the background")?)
     };
-    protect(options.workers.get());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the control thread's runtime")?;
-    runtime.block_on(serve(options, daemon))
-}
-
-/// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
-/// the start.
-fn protect(workers: u16) {
-    // Keys are in our memory: no core dump, no debugger of the same user.
-    if let Err(error) = process::not_dumpable() {
-        tracing::warn!(%error, "core dumps stay possible");
-    }
-    // Registered buffers count as locked memory, of which an unprivileged process has 8 MiB.
-    if let Err(error) = process::raise_memlock(u64::from(workers) * LOCKED_PER_WORKER) {
-        tracing::debug!(%error, "the limit of locked memory stays");
-    }
+    protect();
+    block_on(serve(options, daemon))
 }
 
 async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
-    let (control, socket, watch) = match start(options).await {
-        Ok(started) => started,
+    let serving = match start(options).await {
+        Ok(serving) => serving,
         Err(error) => {
             let Some(daemon) = daemon else { return Err(error) };
             // The parent says it, once; nobody sees how this process ends.
@@ -93,28 +75,17 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
     if let Some(daemon) = daemon {
         daemon.ready().context("telling the parent process")?;
     }
-    let control = RefCell::new(control);
-    let mut gone = control.borrow().dataplane.gone();
-    let device_gone = async move {
-        // An error means that no worker is left to say so.
-        let _ = gone.wait_for(|gone| *gone).await;
-    };
-    let end = tokio::select! {
-        end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket")?,
-        () = watch_link(watch, &control) => server::End::DeviceGone,
-    };
-    tracing::info!(?end, "ending");
-    drop(socket);
-    control.into_inner().dataplane.stop();
-    Ok(())
+    serving.until_end(std::future::pending()).await.map(drop)
 }
 
-async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket, LinkWatch)> {
+async fn start(options: Options) -> anyhow::Result<Serving> {
     let made = options.tun.is_none();
     let device = open_device(options.name.as_str(), options.workers.get(), options.tun)?;
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     if made {
         watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
+        let packets = options.settings.queue_length;
+        watch.set_queue_length(packets).await.context("setting the device's queue length")?;
     }
     let gateway = Gateway::start(device, options.settings)?;
     if let Ok(state) = watch.state().await {
@@ -126,36 +97,13 @@ async fn start(options: Options) -> anyhow::Result<(Control<Gateway>, UapiSocket
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
-    Ok((control, socket, watch))
+    // wg-quick's user expects no change of user.
+    Serving { control, socket, watch }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {
     match inherited {
         Some(queue) => tun::inherit(queue, TunOffloads::ALL),
         None => tun::open_device(name, workers, TunOffloads::ALL),
-    }
-}
-
-/// Follows the link's MTU and the host's routes. Returns when the device is gone.
-async fn watch_link(mut watch: LinkWatch, control: &RefCell<Control<Gateway>>) {
-    loop {
-        match watch.next().await {
-            Ok(LinkEvent::Changed(state)) => control.borrow().dataplane.set_mtu(state.mtu),
-            Ok(LinkEvent::RoutesChanged) => control.borrow().dataplane.clear_sources(),
-            // Deleted, or only moved: the descriptor knows.
-            Ok(LinkEvent::Left) => break,
-            Err(error) => {
-                tracing::warn!(%error, "netlink failed: changes of MTU and routes are noticed later");
-                break;
-            }
-        }
-    }
-    loop {
-        match control.borrow().dataplane.link() {
-            Ok(link) => control.borrow().dataplane.set_mtu(link.mtu),
-            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return,
-            Err(error) => tracing::debug!(%error, "the device is out of sight"),
-        }
-        tokio::time::sleep(MOVED_CHECK).await;
     }
 }

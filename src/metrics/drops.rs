@@ -46,7 +46,8 @@ reasons! {
     TunFull "tun_full" "packet for the TUN device while its queue was full";
     TunFailed "tun_failed" "packet that the TUN device refused with another error";
     TunMalformed "tun_malformed" "packet read from the TUN device that is no well-formed IP packet or super-packet";
-    TooLarge "too_large" "packet from the TUN device that does not fit an outer datagram";
+    TooLarge "too_large"
+        "packet from the TUN device that does not fit an outer datagram, or is larger than the device's MTU";
     NoRoute "no_route" "packet whose destination is in no peer's allowed-ips";
     NoEndpoint "no_endpoint" "packet for a peer whose endpoint is not known";
     NoSocket "no_socket" "packet for an endpoint of a family that this host has no socket for";

@@ -50,6 +50,9 @@ counters! {
             "super-packets that the TUN device refused, written packet by packet";
         fragmented "ringway_fragmented_sends_total"
             "datagrams larger than the outer device's MTU, sent in fragments";
+        mss_clamped "ringway_mss_clamped_total" "TCP SYNs whose maximum segment size was lowered to what fits";
+        too_big_sent "ringway_icmp_too_big_total"
+            "packets larger than the TUN device's MTU that were answered with ICMP";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
         polls "ringway_polls_total" "ppoll calls, made where the worker has no io_uring";

@@ -137,6 +137,15 @@ impl LinkWatch {
         self.change(LinkUnspec::new_with_index(self.index).mtu(bytes)).await
     }
 
+    /// Sets how many packets the link queues on their way out (txqueuelen).
+    ///
+    /// # Errors
+    /// EPERM, ENODEV, or ENOMEM for a length that there is no memory for.
+    pub async fn set_queue_length(&self, packets: u32) -> io::Result<()> {
+        let link = LinkUnspec::new_with_index(self.index);
+        self.change(link.append_extra_attribute(LinkAttribute::TxQueueLen(packets))).await
+    }
+
     async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
         self.handle.link().change(link.build()).execute().await.map_err(to_io)
     }
@@ -211,6 +220,9 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
         other => io::Error::other(other.to_string()),
     }
 }
+
+mod setup;
+pub use setup::ROUTE_PROTOCOL;
 
 #[cfg(test)]
 mod tests;

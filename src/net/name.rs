@@ -18,6 +18,13 @@ impl InterfaceName {
     }
 }
 
+impl Default for InterfaceName {
+    /// What most people call it.
+    fn default() -> Self {
+        Self("wg0".to_owned())
+    }
+}
+
 impl fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -513,6 +513,6 @@ fn install(
     response: Option<[u8; RESPONSE_LEN]>,
 ) -> (WorkerId, ToOwner) {
     let Agreed { send, recv, remote_index } = agreed;
-    let keypair = NewKeypair { send, recv, local_index, remote_index, role };
+    let keypair = Box::new(NewKeypair { send, recv, local_index, remote_index, role });
     (peer.owner, ToOwner::Install { peer: peer.id, keypair, endpoint, response })
 }

@@ -45,9 +45,18 @@ pub struct Keypair {
 }
 
 impl Keypair {
-    fn new(new: NewKeypair, born: Time) -> Self {
+    fn new(new: &NewKeypair, born: Time) -> Self {
         let NewKeypair { send, recv, local_index, remote_index, role } = new;
-        Self { send, recv, local_index, remote_index, role, born, send_counter: 0, window: Window::default() }
+        Self {
+            send: send.clone(),
+            recv: recv.clone(),
+            local_index: *local_index,
+            remote_index: *remote_index,
+            role: *role,
+            born,
+            send_counter: 0,
+            window: Window::default(),
+        }
     }
 
     /// Takes `n` consecutive counters for sending and returns the first. `None`, and nothing taken, if the last of
@@ -142,7 +151,7 @@ impl Keypairs {
     }
 
     /// Installs a new keypair by its role and returns the indices of those that made room for it.
-    pub fn install(&mut self, new: NewKeypair, now: Time) -> Released {
+    pub fn install(&mut self, new: &NewKeypair, now: Time) -> Released {
         let mut released = Released::new();
         self.drop_at(self.previous, &mut released);
         self.previous = None;
@@ -242,7 +251,7 @@ mod tests {
     }
 
     fn installed(pairs: &mut Keypairs, index: u32, role: Role) -> Vec<u32> {
-        pairs.install(new(index, role), at(0)).to_vec()
+        pairs.install(&new(index, role), at(0)).to_vec()
     }
 
     #[test]
@@ -317,11 +326,11 @@ mod tests {
     #[test]
     fn dropping_reports_each_index_once() {
         let mut pairs = Keypairs::default();
-        pairs.install(new(1, Role::Initiator), at(0));
-        pairs.install(new(2, Role::Initiator), at(100));
+        pairs.install(&new(1, Role::Initiator), at(0));
+        pairs.install(&new(2, Role::Initiator), at(100));
         assert_eq!(pairs.drop_if(|pair| pair.is_expired(at(180), &LIMITS)).to_vec(), [1]);
         assert_eq!(standing(&pairs), [None, Some(2), None]);
-        pairs.install(new(3, Role::Responder), at(180));
+        pairs.install(&new(3, Role::Responder), at(180));
         assert_eq!(pairs.drop_if(|_| true).to_vec(), [2, 3]);
         assert_eq!(standing(&pairs), [None; 3]);
         assert!(pairs.drop_if(|_| true).is_empty());
@@ -329,7 +338,7 @@ mod tests {
 
     #[test]
     fn reserving_stops_before_reject_after_messages() {
-        let mut pair = Keypair::new(new(1, Role::Initiator), at(0));
+        let mut pair = Keypair::new(&new(1, Role::Initiator), at(0));
         assert_eq!(pair.reserve(3, &LIMITS), Some(0));
         assert_eq!(pair.reserve(1, &LIMITS), Some(3));
         assert_eq!(pair.reserve(u64::MAX, &LIMITS), None);
@@ -343,7 +352,7 @@ mod tests {
 
     #[test]
     fn ages_and_message_counts_are_exact() {
-        let mut pair = Keypair::new(new(1, Role::Initiator), at(1000));
+        let mut pair = Keypair::new(&new(1, Role::Initiator), at(1000));
         for (age, sending, receiving, expired) in [
             (119, false, false, false),
             (120, true, false, false),

@@ -61,8 +61,8 @@ pub enum ToOwner {
     Install {
         /// The peer.
         peer: PeerId,
-        /// The keys.
-        keypair: NewKeypair,
+        /// The keys. Boxed, so that no copy stays behind in a channel's slot: the box is wiped where it is dropped.
+        keypair: Box<NewKeypair>,
         /// Where the handshake message that led to this came from.
         endpoint: Endpoint,
         /// The finished response (responder only).

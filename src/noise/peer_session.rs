@@ -442,7 +442,7 @@ impl PeerSession {
     /// Installs what a handshake has yielded. As initiator the keypair sends at once and `endpoint`, which the
     /// response authenticates, becomes the peer's. As responder the keypair only opens until it is confirmed, and
     /// `endpoint` is nothing but where the worker sends the response.
-    pub fn install(&mut self, new: NewKeypair, endpoint: Endpoint, now: Time) {
+    pub fn install(&mut self, new: &NewKeypair, endpoint: Endpoint, now: Time) {
         let role = new.role;
         let released = self.keypairs.install(new, now);
         self.release(released);

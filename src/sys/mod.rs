@@ -9,9 +9,12 @@ pub mod bpf;
 pub mod clock;
 pub mod eventfd;
 pub mod interface;
+pub mod lock;
 pub mod netns;
 pub mod poll;
+pub mod privileges;
 pub mod process;
+pub mod seccomp;
 pub mod slab;
 pub mod socket;
 #[cfg(test)]

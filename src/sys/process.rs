@@ -160,6 +160,16 @@ pub fn not_dumpable() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
+/// Sets the size of a core dump to 0 (RLIMIT_CORE, getrlimit(2)), for good.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn no_core_dumps() -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `none` is valid to read from.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) }).map(drop)
+}
+
 /// Runs `job` with this file creation mask and restores the old one, also when the job unwinds: a socket is private
 /// from its first moment. The mask is the process's: a file that another thread makes meanwhile gets it too, so keep
 /// it strict and the job short.

@@ -343,12 +343,12 @@ pub fn set_buffers(fd: &impl AsFd, bytes: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the kernel hand over runs of datagrams of one flow as one (`UDP_GRO`, Linux 5.0).
+/// Whether the kernel may hand over runs of datagrams of one flow as one (`UDP_GRO`, Linux 5.0).
 ///
 /// # Errors
 /// ENOPROTOOPT on an older kernel.
-pub fn set_gro(fd: &impl AsFd) -> io::Result<()> {
-    set(fd, libc::SOL_UDP, libc::UDP_GRO, &1)
+pub fn set_gro(fd: &impl AsFd, on: bool) -> io::Result<()> {
+    set(fd, libc::SOL_UDP, libc::UDP_GRO, &libc::c_int::from(on))
 }
 
 /// Sends with the device's MTU, whatever ICMP says about the path (`IP_PMTUDISC_INTERFACE`): else one forged ICMP

@@ -18,6 +18,9 @@ pub const VNET_HEADER_LEN: usize = 10;
 /// Longest name of a device, bytes (IFNAMSIZ without its NUL).
 pub const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 
+/// Most queues of a device (MAX_TAP_QUEUES of linux/if_tap.h).
+pub const MAX_QUEUES: u16 = 256;
+
 /// What a queue is asked to be, beside a TUN queue without packet information and with virtio headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlags {

@@ -14,6 +14,17 @@ pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
+/// Protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// Protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+/// IPv6 extension headers that are walked: hop-by-hop, routing, fragment, destination options.
+const V6_EXTENSIONS: [u8; 4] = [0, 43, V6_FRAGMENT, 60];
+/// Next header number of the IPv6 fragment header (RFC 8200 section 4.5), eight bytes long.
+const V6_FRAGMENT: u8 = 44;
+/// Extension headers that are walked before a packet is given up: RFC 8200 names each once, one of them twice.
+const V6_MOST_EXTENSIONS: usize = 8;
+
 /// Offset of the total length in an IPv4 header.
 pub const V4_TOTAL_LEN_AT: usize = 2;
 /// Offset of the identification in an IPv4 header.
@@ -29,6 +40,8 @@ pub const V6_PAYLOAD_LEN_AT: usize = 4;
 pub const V4_DONT_FRAGMENT: u16 = 0x4000;
 /// "More fragments" and the fragment offset, in the 16-bit field at [`V4_FRAGMENT_AT`]: not zero in a fragment.
 const V4_FRAGMENT_MASK: u16 = 0x3fff;
+/// The fragment offset alone: zero in a whole packet and in a first fragment.
+const V4_OFFSET_MASK: u16 = 0x1fff;
 
 /// Low two bits of TOS or traffic class (RFC 3168).
 pub const ECN_MASK: u8 = 0b11;
@@ -131,6 +144,36 @@ impl Header {
     pub fn version(&self) -> Version {
         if self.src.is_ipv4() { Version::V4 } else { Version::V6 }
     }
+
+    /// The protocol above IP and the offset of its header in `packet`, whose header this is; IPv6 extension headers are
+    /// walked. `None` for a fragment that is not the first, for more extension headers than are sensible, and for
+    /// one that is cut short.
+    #[must_use]
+    pub fn upper_layer(&self, packet: &[u8]) -> Option<(u8, usize)> {
+        let mut at = self.header_len;
+        if self.version() == Version::V4 {
+            let first = be16(packet, V4_FRAGMENT_AT)? & V4_OFFSET_MASK == 0;
+            return first.then_some((self.protocol, at));
+        }
+        let mut protocol = self.protocol;
+        for _ in 0..V6_MOST_EXTENSIONS {
+            if !V6_EXTENSIONS.contains(&protocol) {
+                return Some((protocol, at));
+            }
+            let [next, units] = be16(packet, at)?.to_be_bytes();
+            let length = if protocol == V6_FRAGMENT {
+                // The offset is the upper 13 bits.
+                if be16(packet, at + 2)? >> 3 != 0 {
+                    return None;
+                }
+                8
+            } else {
+                (usize::from(units) + 1) * 8
+            };
+            (protocol, at) = (next, at + length);
+        }
+        None
+    }
 }
 
 /// The outer TOS byte or traffic class for a packet whose inner one is `inner`: DSCP 0 and the inner ECN codepoint,
@@ -224,6 +267,36 @@ mod tests {
             let h = Header::parse(&bytes).unwrap();
             assert!(h.fragment && !h.dont_fragment);
         }
+    }
+
+    #[test]
+    fn the_upper_layer_is_found_behind_extension_headers() {
+        let of = |bytes: &[u8]| Header::parse(bytes).unwrap().upper_layer(bytes);
+        let mut bytes = v4(0);
+        assert_eq!(of(&bytes), Some((UDP, 20)));
+        bytes[6..8].copy_from_slice(&0x2000u16.to_be_bytes());
+        assert_eq!(of(&bytes), Some((UDP, 20)), "a first fragment");
+        bytes[6..8].copy_from_slice(&1u16.to_be_bytes());
+        assert_eq!(of(&bytes), None, "a later fragment");
+
+        let with = |first: u8, extensions: &[u8]| {
+            let mut bytes = v6(0);
+            bytes.truncate(V6_LEN);
+            bytes[6] = first;
+            bytes[4..6].copy_from_slice(&(extensions.len() as u16).to_be_bytes());
+            bytes.extend(extensions);
+            bytes
+        };
+        assert_eq!(of(&v6(0)), Some((UDP, 40)));
+        // Hop-by-hop of 16 bytes, destination options of 8, then TCP.
+        let mut two = vec![60, 1];
+        two.extend([0; 14]);
+        two.extend([TCP, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(of(&with(0, &two)), Some((TCP, 64)));
+        assert_eq!(of(&with(44, &[TCP, 0, 0, 1, 0, 0, 0, 9])), Some((TCP, 48)), "a first fragment");
+        assert_eq!(of(&with(44, &[TCP, 0, 0, 9, 0, 0, 0, 9])), None, "a later fragment");
+        assert_eq!(of(&with(0, &[0])), None, "cut short");
+        assert_eq!(of(&with(60, &[60, 0, 0, 0, 0, 0, 0, 0].repeat(20))), None, "without end");
     }
 
     #[test]

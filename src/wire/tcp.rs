@@ -18,6 +18,8 @@ pub const CHECKSUM_AT: usize = 16;
 
 /// No more data from the sender.
 pub const FIN: u8 = 0x01;
+/// Synchronise: the first segment of either side, the only one whose options name a segment size.
+pub const SYN: u8 = 0x02;
 /// Push.
 pub const PSH: u8 = 0x08;
 /// The acknowledgment number counts.

@@ -540,7 +540,7 @@ impl World {
             (ToOwner::Install { keypair, endpoint, response, .. }, Some(peer)) => {
                 let before = (peer.session.endpoint(), peer.session.stats());
                 let index = keypair.local_index;
-                peer.session.install(keypair, endpoint, now);
+                peer.session.install(&keypair, endpoint, now);
                 if response.is_some() {
                     let after = (peer.session.endpoint(), peer.session.stats());
                     assert_eq!(after, before, "an initiation proves nothing about now");

@@ -302,7 +302,7 @@ fn an_inherited_queue_carries_traffic_with_and_without_virtio_headers() {
             assert!(flow.run().rate > 1e6, "{flags:x}: TCP does not get through");
         }
         let shown = text(&ringway(&gateway.host, "show --json wg0").stdout);
-        assert!(shown.contains(&format!("\"tun_tso\":{offloads}")), "{shown}");
+        assert!(shown.contains(&format!("\"tun_read\":{{\"on\":{offloads}")), "{shown}");
         assert_eq!(gateway.drops(&["tun_malformed", "tun_invalid"]), Some(0), "{shown}");
         gateway.signal("TERM");
         wait_until("it has ended", SOON, || gateway.exit_status().is_some());

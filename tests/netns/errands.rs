@@ -10,6 +10,7 @@ use blake2::digest::consts::U16;
 use blake2::digest::{KeyInit, Mac};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 
+use crate::confinement;
 use crate::lab::Host;
 use crate::traffic::udp_payloads;
 
@@ -47,6 +48,8 @@ pub(crate) fn run(line: &str) -> bool {
         ["too-big", to, from, mtu] => {
             too_big(to.parse().unwrap(), from.parse().unwrap(), mtu.parse().unwrap())
         }
+        ["confine"] => confinement::confine(),
+        ["become", user] => confinement::become_user(user),
         _ => return false,
     }
     true

@@ -121,7 +121,7 @@ fn forged_handshakes_at_full_rate_stop_nobody() {
         Flow { seconds: 3, udp: Some("5M"), ..Flow::udp(&client.host, &site.gateway.host, GATEWAY_V4) };
     let report = flow.run();
     assert!(report.packets > 500, "{report:?}");
-    let limit = if site.gateway.implementation.is_ringway() { 5 } else { 2 };
+    let limit = if site.gateway.implementation.is_ringway() { 100 } else { 2 };
     assert!(report.lost * limit < report.packets, "a live session goes on: {report:?}");
     assert_eq!(site.gateway.show("endpoints", &client.public), format!("198.18.0.2:{CLIENT_PORT}"));
     assert!(forger.wait().unwrap().success());
@@ -169,7 +169,7 @@ fn a_forged_fragmentation_needed_stops_nothing() {
     assert!(report.rate > 20e6, "{report:?} with {route}");
     assert_eq!(ping(&client.host, GATEWAY_V4, 3, 1392), 3, "whole packets still go, with {route}");
     if let Some(report) = site.gateway.report() {
-        assert!(report["offloads"]["udp_segment_off"].is_null(), "{report:#}");
+        assert_eq!(report["offloads"]["udp_send"]["on"], true, "{report:#}");
         assert_eq!(
             site.gateway.counter("ringway_segment_fallbacks_total"),
             Some(0),

@@ -2,8 +2,8 @@
 //!
 //! `lab` makes hosts (a network namespace each, with a `/var/run` of its own), `peer` runs one WireGuard
 //! implementation on a host, `topology` connects a gateway and its clients, `traffic` measures, `errands` are the
-//! small programs of ours that must run inside a namespace. The tests stand in `dropin`, `interop`, `dataplane`,
-//! `edits`, `hostile`, `lifecycle` and `by_poll`.
+//! small programs of ours that must run inside a namespace. The tests stand in `by_poll`, `confinement`, `dropin`,
+//! `interop`, `dataplane`, `edits`, `hostile` and `lifecycle`.
 //!
 //! Root is needed. Without it each test says that it was skipped; with `RINGWAY_REQUIRE_ROOT=1` it fails instead.
 //! `RINGWAY_LAB_SELF=wireguard-go` puts wireguard-go in Ringway's place: the harness proves itself that way.
@@ -16,6 +16,7 @@
 )]
 
 mod by_poll;
+mod confinement;
 mod dataplane;
 mod dropin;
 mod edits;
@@ -25,6 +26,7 @@ mod hostile;
 mod interop;
 mod lab;
 mod lifecycle;
+mod offload;
 mod peer;
 mod topology;
 mod traffic;

@@ -39,7 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dataplane", &["noise", "crypto", "wire", "metrics", "dataplane::io", "sys", "mutation", "types"]),
     ("net", &["sys", "types"]),
     ("store", &["sys", "types"]),
-    ("config", &["sys", "types"]),
+    ("config", &["dataplane::io", "net", "sys", "types"]),
     ("netmon", &["net", "types"]),
     ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types"]),
     (

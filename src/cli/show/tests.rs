@@ -41,7 +41,7 @@ fn a_device_as_text() {
             ],
             "io": { "kind": "poll", "reason": "forbidden" },
             "steering": { "on": false, "reason": "not permitted" },
-            "offloads": { "tun_tso": true, "tun_uso": false, "tun_write_off": null, "udp_segment_off": "EIO" },
+            "offloads": { "tun_read": { "on": true, "uso": false }, "udp_send": { "on": false, "reason": "EIO" } },
             "drops": { "replayed": 3, "malformed": 0 },
             "handshake": {},
         },
@@ -51,7 +51,7 @@ fn a_device_as_text() {
     let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
         listening port: 51820\n  fwmark: 0xca6c\n  \
         drops: replayed 3\n  handshake: (none)\n  io: poll (forbidden)\n  \
-        offloads: tun_tso on, tun_uso off, tun_write on, udp_segment off (EIO)\n  steering: off (not permitted)\n  \
+        offloads: tun_read on, udp_send off (EIO)\n  steering: off (not permitted)\n  \
         worker 0: 1 peer, 2.00 KiB received (7.5 packets a call), 5 B sent (1.0 packets a call), 7 handed over\n  \
         worker 1: 0 peers, 0 B received (0.0 packets a call), 0 B sent (0.0 packets a call), 0 handed over\n\n\
         peer: TWO\n  preshared key: (hidden)\n  endpoint: [2001:db8::1]:7\n  allowed ips: 10.0.0.0/8, ::/0\n  \

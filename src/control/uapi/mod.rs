@@ -1,13 +1,15 @@
 //! The cross-platform WireGuard UAPI (<https://www.wireguard.com/xplatform/>): requests of `key=value` lines that
 //! end with an empty line, answers that end with `errno=N` and an empty line.
 //!
-//! Beside `get=1` and `set=1` there is one operation of our own, `show=json`, for `ringway show`.
+//! Beside `get=1` and `set=1` there are two operations of our own, which no other program sends: `show=json` for
+//! `ringway show`, and `switch=1` with lines like `udp_send=off` for `ringway switch`.
 
 pub mod format;
 pub mod parse;
 
 use std::net::SocketAddr;
 
+use crate::dataplane::offload::switches::Switch;
 use crate::types::{Mark, Prefix, PublicKey, Secret};
 
 /// One whole request.
@@ -17,6 +19,8 @@ pub enum Request {
     Get,
     /// `show=json`
     Show,
+    /// `switch=1`: what to turn on or off; each switch at most once.
+    Switch(Vec<(Switch, bool)>),
     /// `set=1`
     Set(SetRequest),
 }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use super::{AllowedIp, PeerChange, Request, SetRequest};
 use crate::control::errno::Errno;
 use crate::crypto::x25519::PrivateKey;
+use crate::dataplane::offload::switches::Switch;
 use crate::sys::interface;
 use crate::types::{Mark, Prefix, PublicKey, Secret};
 
@@ -82,6 +83,7 @@ impl RequestParser {
             b"get=1" => Request::Get,
             b"set=1" => Request::Set(SetRequest::default()),
             b"show=json" => Request::Show,
+            b"switch=1" => Request::Switch(Vec::new()),
             // An empty line too many between two requests harms nobody.
             b"" => {
                 *self = Self::new();
@@ -104,11 +106,13 @@ impl RequestParser {
 
 /// A line that is neither the first nor the last.
 fn body_line(request: &mut Request, line: &[u8]) -> Result<(), Errno> {
-    let Request::Set(set) = request else {
-        return Err(Errno::INVALID);
-    };
     let line = std::str::from_utf8(line).map_err(|_| Errno::INVALID)?;
     let (key, value) = line.split_once('=').ok_or(Errno::PROTOCOL)?;
+    let set = match request {
+        Request::Set(set) => set,
+        Request::Switch(switches) => return switch_line(switches, key, value),
+        Request::Get | Request::Show => return Err(Errno::INVALID),
+    };
     if key == "public_key" {
         set.peers.push(PeerChange::new(PublicKey(hex_key(value)?)));
         return Ok(());
@@ -128,6 +132,22 @@ fn device_line(set: &mut SetRequest, key: &str, value: &str) -> Result<(), Errno
         "replace_peers" => set.replace_peers = only_true(value)?,
         _ => return Err(Errno::INVALID),
     }
+    Ok(())
+}
+
+/// A line of `switch=1`.
+fn switch_line(switches: &mut Vec<(Switch, bool)>, key: &str, value: &str) -> Result<(), Errno> {
+    let switch = Switch::ALL.into_iter().find(|switch| switch.name() == key).ok_or(Errno::INVALID)?;
+    let on = match value {
+        "on" => true,
+        "off" => false,
+        _ => return Err(Errno::INVALID),
+    };
+    // Once each: that also bounds the list.
+    if switches.iter().any(|(known, _)| *known == switch) {
+        return Err(Errno::INVALID);
+    }
+    switches.push((switch, on));
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::super::allowed_ips::AllowedIps;
 use super::super::handoff::{Bell, RequestLink, worker_channels};
+use super::super::offload::switches::Switches;
 use super::super::peers::Peers;
 use super::super::worker::Parts;
 use super::*;
@@ -49,6 +50,7 @@ impl Bench {
             limits: Limits::PAPER,
             mtu: 1420,
             vnet_header: true,
+            switches: Switches::default(),
         };
         let mut allowed_ips = AllowedIps::new();
         for (peer, addr, len) in [(PEER, [100, 64, 0, 0], 10), (OTHER, [100, 64, 0, 9], 32)] {
@@ -66,7 +68,7 @@ impl Bench {
                 remote_index: 1,
                 role: Role::Initiator,
             };
-            core.peers.by_id(id).unwrap().session.install(new, HOME, core.now);
+            core.peers.by_id(id).unwrap().session.install(&new, HOME, core.now);
             core.peers.add_index(index, id.slot);
             core.settle(id.slot);
         }

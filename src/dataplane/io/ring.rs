@@ -32,6 +32,7 @@ use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, lane
 mod buffers;
 mod error;
 mod lane;
+mod restrict;
 #[cfg(test)]
 mod tests;
 
@@ -128,7 +129,7 @@ struct Wake {
 }
 
 impl Ring {
-    /// Sets the ring up; the first [`Io::wait`] arms it.
+    /// Sets the ring up, restricted to what it is for; the first [`Io::wait`] arms it.
     ///
     /// # Errors
     /// [`RingError`] names what forbids it and what to do.
@@ -140,7 +141,9 @@ impl Ring {
         }
         let completions = 4 * (u32::from(options.tun_slots) + 2 * u32::from(options.receive_slots));
         let uring = build(completions)?;
-        let multishot = options.tun_multishot && supports_read_multishot(&uring)?;
+        let has_multishot = supports_read_multishot(&uring)?;
+        let multishot = options.tun_multishot && has_multishot;
+        restrict::restrict_and_enable(&uring, has_multishot)?;
         let own =
             |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(RingError::at("duplicating a descriptor"));
         let wake = Wake { fd: own(fds.wake)?, count: Box::default(), flight: Flight::Idle };
@@ -393,6 +396,7 @@ fn build(completions: u32) -> Result<IoUring, RingError> {
             .setup_taskrun_flag()
             .setup_submit_all()
             .setup_clamp()
+            .setup_r_disabled()
             .setup_cqsize(completions.next_power_of_two())
             .build(ENTRIES)
     };

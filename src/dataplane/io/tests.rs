@@ -40,6 +40,7 @@ macro_rules! contract {
             the_depth_follows_the_traffic
             a_flood_on_one_family_does_not_starve_the_other
             a_slot_outlives_the_io
+            polls_awake_after_a_quiet_spell_only
             wakes_once_per_burst_and_times_out
             writable_comes_once_for_each_arming
             a_socket_is_replaced_underneath
@@ -74,7 +75,7 @@ pub(crate) fn wake() -> EventFd {
 pub(crate) fn receiver(addr: &str) -> UdpSocket {
     let socket = UdpSocket::bind(addr).unwrap();
     socket.set_nonblocking(true).unwrap();
-    set_gro(&socket).unwrap();
+    set_gro(&socket, true).unwrap();
     let v4 = socket.local_addr().unwrap().is_ipv4();
     set_receive_info(&socket, if v4 { Domain::IPV4 } else { Domain::IPV6 }).unwrap();
     socket
@@ -274,6 +275,33 @@ pub(crate) fn a_slot_outlives_the_io<S: Subject>() {
     let got = next_datagrams(&mut io);
     drop(io);
     assert_eq!(payload(&got), b"late");
+}
+
+/// One datagram after a quiet spell, one at once after it, then silence.
+pub(crate) fn polls_awake_after_a_quiet_spell_only<S: Subject>() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let to = socket.local_addr().unwrap();
+    let mut io: S = of(&socket, &wake, 2);
+    let mut events = Vec::new();
+    let polls = |io: &S| (io.counters().busy_polls, io.counters().busy_poll_hits);
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let late = sender.try_clone().unwrap();
+    let thread = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(60));
+        late.send_to(b"first", to).unwrap();
+    });
+    assert_eq!(payload(&next_datagrams(&mut io)), b"first");
+    thread.join().unwrap();
+    assert_eq!(polls(&io), (0, 0), "nothing earned a poll before");
+    sender.send_to(b"second", to).unwrap();
+    assert_eq!(payload(&next_datagrams(&mut io)), b"second");
+    assert_eq!(polls(&io), (1, 1));
+    let sleeps = io.counters().sleeps;
+    for _ in 0..3 {
+        io.wait(Some(Duration::from_millis(1)), &mut events).unwrap();
+    }
+    assert_eq!(polls(&io), (2, 1), "one in vain ends the chain");
+    assert_eq!((events.len(), io.counters().sleeps), (0, sleeps + 3));
 }
 
 pub(crate) fn wakes_once_per_burst_and_times_out<S: Subject>() {

@@ -78,7 +78,12 @@ fn messages_for_an_earlier_or_a_later_peer_in_the_slot_change_nothing() {
         let endpoint = Endpoint::new((Ipv4Addr::LOCALHOST, 1).into());
         bench.link.keys(ToOwner::SendInitiation { peer, message: [1; INITIATION_LEN] });
         bench.link.keys(ToOwner::BeginFailed { peer });
-        bench.link.keys(ToOwner::Install { peer, keypair, endpoint, response: Some([2; 92]) });
+        bench.link.keys(ToOwner::Install {
+            peer,
+            keypair: Box::new(keypair),
+            endpoint,
+            response: Some([2; 92]),
+        });
         bench.control(ToWorker::ClearKeys(peer));
         bench.control(ToWorker::SetEndpoint(peer, endpoint.remote));
         bench.control(ToWorker::SetKeepalive(peer, Some(1)));
@@ -143,7 +148,12 @@ fn keys_that_were_installed_before_a_message_that_ends_them_do_not_come_back() {
     let first = renew(&mut remote, 70);
     let keypair = remote.keys.keypair(Role::Initiator);
     let endpoint = remote.endpoint();
-    bench.link.keys(ToOwner::Install { peer: remote.id, keypair, endpoint, response: None });
+    bench.link.keys(ToOwner::Install {
+        peer: remote.id,
+        keypair: Box::new(keypair),
+        endpoint,
+        response: None,
+    });
     bench.control(ToWorker::ClearKeys(remote.id));
     assert_eq!(bench.released(), [first, remote.keys.index]);
 }

@@ -147,6 +147,7 @@ impl Bench {
         let bell = || Bell::new(EventFd::new().unwrap());
         let (links, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| worker_channels(bell())).unzip();
         let (request_link, requests) = RequestLink::new(bell());
+        let switches = Switches::default();
         let build = |(id, inbox): (u16, WorkerInbox)| {
             let (tun, tun_far) = pair(400_000);
             let (wire, wire_far) = pair(options.buffer);
@@ -161,7 +162,11 @@ impl Bench {
                 limits: options.limits,
                 mtu: MTU as u32,
                 vnet_header: true,
+                switches: switches.clone(),
             };
+            if options.segment_limit <= 1 {
+                parts.switches.set(Switch::UdpSend, Some(Reason::Unsupported));
+            }
             let core = Core::new(parts, Peers::new(AllowedIps::new(), clock::boottime()));
             let inbound = Inbound::new(Arc::new(tun), Config { tcp: true, udp: true }, true);
             let outbound = Outbound::new(sockets, BUFFERS, options.segment_limit).unwrap();
@@ -227,7 +232,7 @@ impl Bench {
         let response = (role == Role::Responder).then_some([2; crate::wire::wireguard::RESPONSE_LEN]);
         self.link.keys(ToOwner::Install {
             peer: remote.id,
-            keypair: remote.keys.keypair(role),
+            keypair: Box::new(remote.keys.keypair(role)),
             endpoint: remote.endpoint(),
             response,
         });

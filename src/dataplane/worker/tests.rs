@@ -215,7 +215,7 @@ fn an_expired_keypair_neither_opens_nor_seals() {
     bench.worker.core.now = Time::from_nanos(now.as_nanos() - 31_000_000_000);
     let (peer, keypair) = (remote.id, remote.keys.keypair(Role::Initiator));
     let endpoint = remote.endpoint();
-    bench.worker.key_message(ToOwner::Install { peer, keypair, endpoint, response: None });
+    bench.worker.key_message(ToOwner::Install { peer, keypair: Box::new(keypair), endpoint, response: None });
     bench.worker.core.now = now;
     let message = remote.keys.seal(&from(2, 0).packet());
     bench.deliver(message, endpoint);

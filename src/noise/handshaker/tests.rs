@@ -95,7 +95,7 @@ pub(super) fn installed((owner, message): (WorkerId, ToOwner)) -> Installed {
     assert_eq!(owner, WorkerId(0));
     match message {
         ToOwner::Install { peer, keypair, endpoint, response } => {
-            Installed { peer, keypair, endpoint, response }
+            Installed { peer, keypair: *keypair, endpoint, response }
         }
         other => panic!("{other:?}"),
     }

@@ -245,7 +245,7 @@ impl World {
                     side.confirmed.insert(id);
                 }
                 let before = (new.role == Role::Responder).then(|| side.session.endpoint());
-                side.session.install(new, source, self.now);
+                side.session.install(&new, source, self.now);
                 if let Some(before) = before {
                     assert_eq!(side.session.endpoint(), before);
                     assert!(!side.session.actions.connected);

@@ -47,7 +47,7 @@ fn session() -> PeerSession {
 /// A session as initiator, made at `now`, whose confirming keepalive was sent.
 fn connected(now: Time) -> PeerSession {
     let mut session = session();
-    session.install(keys(1, Role::Initiator), from(1), now);
+    session.install(&keys(1, Role::Initiator), from(1), now);
     let actions = session.take_actions();
     assert!(actions.keepalive && actions.connected && !actions.flush_staged);
     send(&mut session, false, now);
@@ -103,7 +103,7 @@ fn a_packet_without_a_session_is_staged_and_begins_once() {
     assert!(session.stage(packet(2), at(3)).is_none());
     assert!(!session.take_actions().begin, "one per Rekey-Timeout");
 
-    session.install(keys(1, Role::Initiator), from(9), at(3));
+    session.install(&keys(1, Role::Initiator), from(9), at(3));
     let actions = session.take_actions();
     assert!(actions.flush_staged && actions.connected && !actions.keepalive);
     assert_eq!(session.staged_bytes(), session.staged_len());
@@ -213,7 +213,7 @@ fn without_an_endpoint_nothing_begins_until_there_is_one() {
 #[test]
 fn a_wish_within_rekey_timeout_is_served_later() {
     let mut session = session();
-    session.install(keys(1, Role::Responder), from(2), at(0));
+    session.install(&keys(1, Role::Responder), from(2), at(0));
     let _ = session.take_actions();
     session.stage(packet(1), at(1));
     assert!(!session.take_actions().begin, "we have just responded");
@@ -324,7 +324,7 @@ fn the_initiator_renews_when_it_sends_and_the_responder_does_not() {
     assert!(session.take_actions().begin);
 
     let mut session = self::session();
-    session.install(keys(1, Role::Responder), from(1), at(0));
+    session.install(&keys(1, Role::Responder), from(1), at(0));
     receive(&mut session, 1, 0, true, at(0)).unwrap();
     let _ = session.take_actions();
     send(&mut session, true, at(179));
@@ -344,7 +344,7 @@ fn the_initiator_renews_on_receipt_once() {
     session.initiation_sent(at(165));
     receive(&mut session, 1, 2, true, at(172)).unwrap();
     assert!(!session.take_actions().begin, "once for a keypair");
-    session.install(keys(2, Role::Initiator), from(1), at(173));
+    session.install(&keys(2, Role::Initiator), from(1), at(173));
     let _ = session.take_actions();
     receive(&mut session, 2, 0, true, at(173 + 165)).unwrap();
     assert!(session.take_actions().begin, "and again for the next");
@@ -355,7 +355,7 @@ fn message_limits_renew_and_reject() {
     let limits = Limits { rekey_after_messages: 4, reject_after_messages: 7, ..LIMITS };
     let mut session = PeerSession::new(PeerId { slot: 0, generation: 0 }, limits, 0);
     session.set_endpoint(Some(remote(1)), at(0));
-    session.install(keys(1, Role::Responder), from(1), at(0));
+    session.install(&keys(1, Role::Responder), from(1), at(0));
     receive(&mut session, 1, 0, false, at(0)).unwrap();
     let _ = session.take_actions();
     assert!(session.reserve(4, at(10)).is_some());
@@ -400,7 +400,7 @@ fn a_responder_sends_nothing_before_the_confirmation() {
     session.stage(packet(1), at(0));
     session.initiation_sent(at(0));
     let _ = session.take_actions();
-    session.install(keys(1, Role::Responder), from(7), at(1));
+    session.install(&keys(1, Role::Responder), from(7), at(1));
     assert_eq!(session.take_actions(), Actions::default());
     assert_eq!(session.reserve(1, at(1)), None);
     assert!(!session.can_send(at(1)) && session.sending_key(1001).is_none());
@@ -430,7 +430,7 @@ fn a_replayed_initiation_changes_nothing_of_a_live_session() {
     };
     let running = timers(&session);
     for replay in 0..5 {
-        session.install(keys(10 + replay, Role::Responder), from(666), at(51));
+        session.install(&keys(10 + replay, Role::Responder), from(666), at(51));
         let actions = session.take_actions();
         assert!(!actions.connected && !actions.flush_staged && !actions.keepalive);
         assert_eq!((session.endpoint(), session.stats()), before);
@@ -458,7 +458,7 @@ fn roaming_follows_what_was_accepted() {
 fn indices_are_released_as_keypairs_go() {
     let mut session = session();
     let released = |session: &mut PeerSession, index, role| {
-        session.install(keys(index, role), from(1), at(0));
+        session.install(&keys(index, role), from(1), at(0));
         session.take_actions().released.to_vec()
     };
     assert_eq!(released(&mut session, 1, Role::Initiator), [] as [u32; 0]);
@@ -475,7 +475,7 @@ fn indices_are_released_as_keypairs_go() {
 #[test]
 fn keys_are_wiped_540_seconds_after_the_last_was_made() {
     let mut session = connected(at(0));
-    session.install(keys(2, Role::Responder), from(1), at(100));
+    session.install(&keys(2, Role::Responder), from(1), at(100));
     let _ = session.take_actions();
     session.handle_timeout(at(639));
     assert!(session.keypair(2).is_some());
@@ -511,7 +511,7 @@ fn a_clock_that_jumps_either_way_does_no_harm() {
         session.sent(true, 1, now);
         let _ = session.stage(packet(1), now);
         session.initiation_sent(now);
-        session.install(keys(5, Role::Initiator), from(1), now);
+        session.install(&keys(5, Role::Initiator), from(1), now);
         let _ = session.take_actions();
         receive(&mut session, 5, 0, true, now).unwrap();
         let _ = session.deadline();

@@ -68,7 +68,7 @@ fn a_run_is_cut_into_datagrams_or_arrives_as_one() {
         send(&a, &run, b.local_addr().unwrap(), None, 2, Some(100)).unwrap();
         let lens: Vec<usize> = (0..3).map(|_| soon(&b, &mut buffer).len).collect();
         assert_eq!(lens, [100, 100, 50]);
-        set_gro(&b).unwrap();
+        set_gro(&b, true).unwrap();
         let source = Some(Source { addr: addr.parse().unwrap(), ifindex: 0 });
         send(&a, &run, b.local_addr().unwrap(), source, 2, Some(100)).unwrap();
         let got = soon(&b, &mut buffer);

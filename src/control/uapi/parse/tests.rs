@@ -37,6 +37,7 @@ fn peer(body: &str) -> Result<PeerChange, Errno> {
 fn operations() {
     assert!(matches!(feed("get=1\n\n"), Progress::Complete(Ok(Request::Get))));
     assert!(matches!(feed("show=json\n\n"), Progress::Complete(Ok(Request::Show))));
+    assert!(matches!(feed("switch=1\n\n"), Progress::Complete(Ok(Request::Switch(none))) if none.is_empty()));
     assert!(matches!(feed("set=1\n\n"), Progress::Complete(Ok(Request::Set(_)))));
     assert!(matches!(feed("\n\nget=1\n\n"), Progress::Complete(Ok(Request::Get))));
     assert!(matches!(feed("get=1\nx=1\n\n"), Progress::Complete(Err(Errno::INVALID))));
@@ -288,4 +289,17 @@ proptest! {
             prop_assert_eq!(peer(&format!("endpoint={endpoint}")).unwrap().endpoint, Some(endpoint));
         }
     }
+}
+
+#[test]
+fn switches_are_named_once_each() {
+    let text = "switch=1\nudp_send=off\nmss_clamp=on\n\n";
+    let Progress::Complete(Ok(Request::Switch(switches))) = feed(text) else { panic!() };
+    assert_eq!(switches, [(Switch::UdpSend, false), (Switch::MssClamp, true)]);
+    for bad in ["udp-send=off", "udp_send=0", "udp_send", "private_key=off", "udp_send=on\nudp_send=off"] {
+        let refused = feed(&format!("switch=1\n{bad}\n\n"));
+        assert!(matches!(refused, Progress::Complete(Err(_))), "{bad}: {refused:?}");
+    }
+    // Not in a request of wg's.
+    assert!(matches!(feed("set=1\nudp_send=off\n\n"), Progress::Complete(Err(_))));
 }

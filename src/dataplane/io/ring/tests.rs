@@ -5,7 +5,9 @@ use std::os::fd::AsFd;
 
 use super::*;
 use crate::dataplane::io::poll::Poll;
-use crate::dataplane::io::tests::{Subject, contract, of, payload, reads_pauses_and_ends, receiver, wake};
+use crate::dataplane::io::tests::{
+    Subject, contract, next_datagrams, of, payload, reads_pauses_and_ends, receiver, wake,
+};
 use crate::sys::socket::{send, set_buffers};
 use crate::sys::testing::in_netns;
 
@@ -51,6 +53,34 @@ fn slots_must_be_a_power_of_two() {
         let options = RingOptions { receive_slots: slots, ..RingOptions::default() };
         assert!(matches!(Ring::new(fds, options), Err(RingError::Slots(n)) if n == slots));
     }
+}
+
+/// What somebody who has taken the process over would try: a file, a socket, other powers.
+#[test]
+fn a_ring_does_nothing_else_than_what_it_is_for() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let mut ring: Ring = of(&socket, &wake, 16);
+    let path = c"/etc/hostname";
+    let attempts = [
+        opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0).build(),
+        opcode::Nop::new().build(),
+        // Its own opcode with a flag that it never sets.
+        opcode::PollAdd::new(Fd(wake.as_fd().as_raw_fd()), 4).build().flags(squeue::Flags::ASYNC),
+    ];
+    for attempt in attempts {
+        let attempt = attempt.user_data(7);
+        // SAFETY: the entries point to nothing but a constant.
+        unsafe { ring.uring.submission().push(&attempt) }.unwrap();
+        ring.uring.submit_and_wait(1).unwrap();
+        let completion = ring.uring.completion().next().unwrap();
+        assert_eq!((completion.user_data(), completion.result()), (7, -libc::EACCES), "{attempt:?}");
+    }
+    let refused = ring.uring.submitter().register_probe(&mut Probe::new());
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(ring.uring.submitter().register_files(&[0]).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"on", socket.local_addr().unwrap()).unwrap();
+    assert_eq!(payload(&next_datagrams(&mut ring)), b"on");
 }
 
 #[test]

@@ -1,0 +1,141 @@
+//! What no single key can tell.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::path::Path;
+
+use super::key::{self, KeyFileError};
+use super::locate::{Map, Step};
+use super::{Finding, Gateway};
+use crate::sys::thread;
+
+/// Least MTU of a link that carries IPv6 (RFC 8200 section 5).
+const MIN_MTU_V6: u32 = 1280;
+
+/// Says what is wrong, at which line.
+struct Findings<'a> {
+    map: Map<'a>,
+    list: Vec<Finding>,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, place: &[Step], message: String) {
+        self.list.push(Finding { line: self.map.line(place), message });
+    }
+
+    /// Reports each value that was there before, with the line of the first.
+    fn unique<T: Hash + Eq>(
+        &mut self,
+        values: impl Iterator<Item = (T, Vec<Step>)>,
+        say: impl Fn(&T, String) -> String,
+    ) {
+        let mut first: HashMap<T, Vec<Step>> = HashMap::new();
+        for (value, place) in values {
+            if let Some(before) = first.get(&value) {
+                let line = self.map.line(before).unwrap_or_default();
+                self.add(&place, say(&value, format!("line {line}")));
+            } else {
+                first.insert(value, place);
+            }
+        }
+    }
+}
+
+/// What is wrong with the text alone.
+pub(super) fn findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
+    let mut findings = Findings { map: Map::new(text), list: Vec::new() };
+    device(gateway, &mut findings);
+    peers(gateway, &mut findings);
+    in_order(findings.list)
+}
+
+/// What is wrong with the files that the text names, and with the host.
+pub(super) fn file_findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
+    let mut findings = Findings { map: Map::new(text), list: Vec::new() };
+    let mine = thread::cores();
+    for (place, core) in gateway.cores.iter().enumerate().filter(|(_, core)| !mine.contains(core)) {
+        findings.add(
+            &[Step::Key("cores"), Step::At(place)],
+            format!("core {core} is none of this process's: {mine:?}"),
+        );
+    }
+    match key::read(&gateway.private_key_file) {
+        // It is made at the first start.
+        Ok(_) | Err(KeyFileError::Missing) => {}
+        Err(error) => findings.add(&[Step::Key("private_key_file")], file(&gateway.private_key_file, &error)),
+    }
+    for (at, peer) in gateway.peer.iter().enumerate() {
+        let Some(path) = &peer.preshared_key_file else { continue };
+        if let Err(error) = key::read(path) {
+            findings.add(&peer_place(at, "preshared_key_file"), file(path, &error));
+        }
+    }
+    in_order(findings.list)
+}
+
+fn file(path: &Path, error: &KeyFileError) -> String {
+    format!("{} {error}", path.display())
+}
+
+fn in_order(mut list: Vec<Finding>) -> Vec<Finding> {
+    list.sort_by_key(|finding| finding.line);
+    list
+}
+
+fn device(gateway: &Gateway, findings: &mut Findings<'_>) {
+    if !gateway.private_key_file.is_absolute() {
+        findings.add(&[Step::Key("private_key_file")], "the path must begin with '/'".to_owned());
+    }
+    if gateway.mtu < MIN_MTU_V6 && gateway.addresses.iter().any(|address| address.addr().is_ipv6()) {
+        findings.add(&[Step::Key("mtu")], format!("IPv6 needs an MTU of {MIN_MTU_V6} at least"));
+    }
+    let addresses = gateway.addresses.iter().enumerate();
+    findings.unique(
+        addresses.map(|(place, own)| (own.addr(), vec![Step::Key("addresses"), Step::At(place)])),
+        |addr, line| format!("the address {addr} stands here twice, first in {line}"),
+    );
+    let cores = gateway.cores.iter().enumerate();
+    findings.unique(
+        cores.map(|(place, core)| (*core, vec![Step::Key("cores"), Step::At(place)])),
+        |core, line| format!("core {core} stands here twice, first in {line}"),
+    );
+}
+
+fn peers(gateway: &Gateway, findings: &mut Findings<'_>) {
+    let peers = || gateway.peer.iter().enumerate();
+    findings.unique(peers().map(|(at, peer)| (peer.public_key, peer_place(at, "public_key"))), |_, line| {
+        format!("this public key is another peer's as well, in {line}")
+    });
+    findings.unique(
+        peers()
+            .filter(|(_, peer)| !peer.name.is_empty())
+            .map(|(at, peer)| (peer.name.as_str(), peer_place(at, "name"))),
+        |name, line| format!("the name {name:?} is another peer's as well, in {line}"),
+    );
+    let prefixes = || {
+        peers().flat_map(|(at, peer)| {
+            peer.allowed_ips.iter().enumerate().map(move |(place, prefix)| {
+                let mut steps = peer_place(at, "allowed_ips");
+                steps.push(Step::At(place));
+                (*prefix, steps)
+            })
+        })
+    };
+    findings.unique(prefixes(), |prefix, line| {
+        format!("{prefix} belongs to one peer only, and stands in {line} as well")
+    });
+    for (prefix, place) in prefixes().filter(|(prefix, _)| prefix.is_host()) {
+        if gateway.addresses.iter().any(|own| own.addr() == prefix.addr()) {
+            findings.add(&place, format!("{} is the gateway's own address", prefix.addr()));
+        }
+    }
+    for (at, peer) in peers() {
+        if peer.preshared_key_file.as_ref().is_some_and(|path| !path.is_absolute()) {
+            findings.add(&peer_place(at, "preshared_key_file"), "the path must begin with '/'".to_owned());
+        }
+    }
+}
+
+fn peer_place(at: usize, key: &'static str) -> Vec<Step> {
+    vec![Step::Key("peer"), Step::At(at), Step::Key(key)]
+}

@@ -1,0 +1,96 @@
+//! What kind of failure an error is: the program's exit code, by which a service manager or a script tells what to do.
+
+use std::error::Error;
+
+use super::appliance::SetupError;
+use super::home::HomeError;
+use crate::config::ConfigError;
+use crate::config::key::KeyFileError;
+use crate::dataplane::io::ring::RingError;
+use crate::dataplane::tun::TunError;
+use crate::dataplane::udp::UdpError;
+use crate::sys::privileges::PrivilegeError;
+
+/// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Failure {
+    /// Something else.
+    Other = 1,
+    /// The file, or a file that it names.
+    Configuration = 3,
+    /// The TUN driver is missing, or this process may not use it.
+    TunNotPermitted = 4,
+    /// The device cannot be made or set up, or was taken away.
+    Device = 5,
+    /// A port cannot be had.
+    Port = 6,
+    /// io_uring, or memory that can be locked.
+    Kernel = 7,
+    /// Another process serves the interface.
+    Running = 8,
+}
+
+impl Failure {
+    /// By the first cause that tells.
+    #[must_use]
+    pub fn of(error: &anyhow::Error) -> Self {
+        error.chain().find_map(Self::of_cause).unwrap_or(Self::Other)
+    }
+
+    /// The program's exit code.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        self as u8
+    }
+
+    fn of_cause(cause: &(dyn Error + 'static)) -> Option<Self> {
+        if let Some(error) = cause.downcast_ref::<SetupError>() {
+            return Some(error.failure());
+        }
+        if let Some(error) = cause.downcast_ref::<TunError>() {
+            return Some(match error {
+                TunError::NoDriver | TunError::NotPermitted { .. } => Self::TunNotPermitted,
+                _ => Self::Device,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<HomeError>() {
+            return Some(match error {
+                HomeError::Running { .. } => Self::Running,
+                HomeError::Directory { .. } | HomeError::Key { .. } => Self::Configuration,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<PrivilegeError>() {
+            return Some(match error {
+                PrivilegeError::NoUser(_) => Self::Configuration,
+                _ => Self::Kernel,
+            });
+        }
+        let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
+        is_config
+            .then_some(Self::Configuration)
+            .or_else(|| cause.is::<UdpError>().then_some(Self::Port))
+            .or_else(|| cause.is::<RingError>().then_some(Self::Kernel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_found_behind_its_context() {
+        let error = |error: anyhow::Error| Failure::of(&error.context("outer").context("outermost"));
+        assert_eq!(error(UdpError::NoFreePort.into()), Failure::Port);
+        assert_eq!(error(TunError::NoDriver.into()), Failure::TunNotPermitted);
+        assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
+        assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
+        assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);
+        assert_eq!(error(SetupError::Gone.into()), Failure::Device);
+        assert_eq!(error(std::io::Error::other("x").into()), Failure::Other);
+        let nested: anyhow::Result<()> = Err(RingError::Slots(3)).context("worker 1");
+        assert_eq!(Failure::of(&nested.unwrap_err()), Failure::Kernel);
+    }
+}
