@@ -148,7 +148,8 @@ fn worker_text(worker: &Value) -> String {
 }
 
 /// A value without line breaks; counters that are zero say nothing. A switch is on or off: a boolean, an object
-/// `{"on": false, "reason": …}` (what is one of several kinds: `{"kind": …, "reason": …}`), or `NAME_off`, which holds the reason or nothing.
+/// `{"on": false, "reason": …}`, or `NAME_off`, which holds the reason or nothing. What is one of several kinds is
+/// `{"kind": …, "reason": …}`.
 fn inline(value: &Value) -> String {
     match value {
         Value::Null => "(none)".to_owned(),

@@ -77,8 +77,8 @@ impl Poll {
         [tun, v4, v6, PollFd { fd: self.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 }]
     }
 
-    /// Asks, and sleeps if there is time and nothing was left behind. Yields whether what was found had to be waited for:
-    /// then there is hardly more of it.
+    /// Asks, and sleeps if there is time and nothing was left behind. Yields whether what was found had to be waited
+    /// for: then there is hardly more of it.
     fn ask(&mut self, fds: &mut [PollFd; 4], timeout: Option<Duration>) -> io::Result<bool> {
         let left_behind = self.lanes.iter().flatten().any(|lane| lane.more);
         if timeout == Some(Duration::ZERO) || left_behind {
