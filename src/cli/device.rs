@@ -6,9 +6,9 @@ use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
-use crate::config::{Listen, Metrics, Workers};
+use crate::config::{Io, Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
@@ -59,6 +59,7 @@ fn options(
         queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
         metrics: metrics.listen != Listen::Off,
+        io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
         ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
@@ -126,6 +127,16 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
             MAX_BUSY_POLL.as_micros()
         )
     })
+}
+
+/// `RINGWAY_IO`: what workers wait with.
+fn io(value: &str) -> anyhow::Result<Io> {
+    match value {
+        "" | "auto" => Ok(Io::Auto),
+        "uring" => Ok(Io::Uring),
+        "poll" => Ok(Io::Poll),
+        _ => bail!("RINGWAY_IO={value} is none of 'auto', 'uring', 'poll'"),
+    }
 }
 
 /// `RINGWAY_TXQUEUELEN`: packets.
@@ -211,6 +222,16 @@ mod tests {
             let error = metrics(&[("RINGWAY_METRICS", bad)]).unwrap_err().to_string();
             assert!(error.contains("RINGWAY_METRICS") && error.contains(bad), "{error}");
         }
+    }
+
+    #[test]
+    fn choices_of_io() {
+        let io = |value| with(&[("RINGWAY_IO", value)]).map(|options| options.settings.io);
+        assert_eq!(with(&[]).unwrap().settings.io, Io::Auto);
+        assert_eq!(io("").unwrap(), Io::Auto);
+        assert_eq!(io("uring").unwrap(), Io::Uring);
+        assert_eq!(io("poll").unwrap(), Io::Poll);
+        assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO=epoll"));
     }
 
     #[test]

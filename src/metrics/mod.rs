@@ -99,12 +99,13 @@ numbers! {
             "packets larger than the TUN device's MTU that were answered with ICMP";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
-        sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";
+        polls "ringway_polls_total" "ppoll calls, made where the worker has no io_uring";
+        sleeps "ringway_ring_sleeps_total" "io_uring_enter or ppoll calls that were allowed to sleep";
         busy_polls "ringway_busy_polls_total" "waits that began by polling awake, after a quiet spell";
         busy_poll_hits "ringway_busy_poll_hits_total" "of these, how many were spared a sleep";
-        completions "ringway_ring_completions_total" "io_uring completions handled";
+        completions "ringway_ring_completions_total" "io_uring completions handled, or what poll found and was done";
         buffers_exhausted "ringway_receive_buffers_exhausted_total"
-            "multishot receives that ended for want of a buffer";
+            "turns of a descriptor that ended for want of a buffer";
     } drops
 }
 

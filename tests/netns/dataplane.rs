@@ -96,7 +96,7 @@ fn a_sites_subnets_land_on_its_owner() {
 /// A long queue behind the socket: the socket fills, the worker stops reading its TUN queue, and what is sealed is
 /// neither dropped nor overtaken.
 #[test]
-fn a_full_socket_drops_and_reorders_nothing() {
+pub(crate) fn a_full_socket_drops_and_reorders_nothing() {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), Implementation::ringway()).build(&lab);
     let (client, gateway) = (&site.clients[0].host, &site.gateway.host);

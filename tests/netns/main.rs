@@ -15,6 +15,7 @@
 )]
 
 mod appliance;
+mod by_poll;
 mod confinement;
 mod dataplane;
 mod dropin;

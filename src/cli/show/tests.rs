@@ -61,7 +61,7 @@ fn a_device_as_text() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1062);
     let expected = "interface: wg0\n  public key: PUB\n  private key: (hidden)\n  \
         listening port: 51820\n  fwmark: 0xca6c\n  sessions: 1 of 2 peers\n  \
-        drops: replayed 3\n  handshake: cookies sent 2\n  io: kind poll, reason no ring\n  \
+        drops: replayed 3\n  handshake: cookies sent 2\n  io: poll (no ring)\n  \
         offloads: tun read on, udp send off (EIO)\n  steering: off (not permitted)\n  \
         worker 0: 1 peer, 2.00 KiB received (7.5 packets a call), 5 B sent (1.0 packets a call), 7 handed over\n  \
         worker 1: 0 peers, 0 B received (0.0 packets a call), 0 B sent (0.0 packets a call), 0 handed over\n\n\

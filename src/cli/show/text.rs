@@ -106,6 +106,10 @@ fn inline(value: &Value) -> String {
         Value::Bool(on) => switch(*on, None),
         Value::String(text) => text.clone(),
         Value::Object(entries) => {
+            if let Some(kind) = entries.get("kind").and_then(Value::as_str) {
+                let reason = entries.get("reason").and_then(Value::as_str);
+                return reason.map_or_else(|| kind.to_owned(), |reason| format!("{kind} ({reason})"));
+            }
             if let Some(on) = entries.get("on").and_then(Value::as_bool) {
                 return switch(on, entries.get("reason").and_then(Value::as_str));
             }
