@@ -53,6 +53,19 @@ fn what_a_killed_process_left_is_taken_over() {
     assert!(!path.exists());
 }
 
+/// Somebody who opened the file just before its holder took it away gets the lock of a file that nobody else sees.
+#[test]
+fn a_lock_on_a_file_that_is_gone_is_noticed() {
+    let scratch = Scratch::new("gone");
+    let path = scratch.0.join("pid");
+    let open = File::create(&path).unwrap();
+    assert!(is_at(&open, &path));
+    fs::remove_file(&path).unwrap();
+    assert!(!is_at(&open, &path), "removed");
+    File::create(&path).unwrap();
+    assert!(!is_at(&open, &path), "replaced");
+}
+
 /// Threads that fight for one directory: never two of them hold it.
 #[test]
 fn the_lock_is_never_held_twice() {
@@ -67,6 +80,7 @@ fn the_lock_is_never_held_twice() {
                     if let Ok(dir) = RunDir::take(&path) {
                         assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "held twice");
                         taken.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_micros(50));
                         held.fetch_sub(1, Ordering::SeqCst);
                         drop(dir);
                     }
