@@ -305,9 +305,9 @@ mod tests {
         let text = "addresses = [\"100.64.0.1/10\", \"fd64::1/64\"]\n[[peer]]\n\
                     public_key = \"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\"\n\
                     allowed_ips = [\"100.64.0.2/32\", \"100.0.0.0/8\", \"10.1.0.0/16\", \"0.0.0.0/0\", \"::/0\", \
-                    \"fd64::2/128\", \"fd65::/64\", \"100.64.0.0/10\"]";
+                    \"fd64::2/128\", \"fd65::/64\", \"fd64::/16\", \"100.64.0.0/10\"]";
         let config = config::Gateway::parse(Path::new("x"), text).unwrap();
         let routes: Vec<_> = routes(&config).iter().map(ToString::to_string).collect();
-        assert_eq!(routes, ["100.0.0.0/8", "10.1.0.0/16", "fd65::/64"]);
+        assert_eq!(routes, ["100.0.0.0/8", "10.1.0.0/16", "fd65::/64", "fd64::/16"]);
     }
 }

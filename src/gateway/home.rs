@@ -68,43 +68,31 @@ pub(super) struct RunDir {
 impl RunDir {
     /// Makes the directory, mode 0755, or takes over what a killed process left.
     pub(super) fn take(path: &Path) -> Result<Self, HomeError> {
-        let error = |source| HomeError::Directory { path: path.to_owned(), source };
-        let file = path.join(PID);
         for _ in 0..ATTEMPTS {
-            DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(error)?;
-            let open = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(&file);
-            let mut lock = match open {
-                // Whoever was here took the directory away in this moment.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                open => open.map_err(error)?,
-            };
-            let pid = fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
-            if !try_lock(&lock).map_err(error)? {
-                return Err(HomeError::Running { path: path.to_owned(), pid });
+            if let Some(lock) = open_lock(path).map_err(at(path))?
+                && let Some(taken) = Self::claim(path, lock)?
+            {
+                return Ok(taken);
             }
-            if !is_at(&lock, &file) {
-                continue;
-            }
-            lock.set_len(0).map_err(error)?;
-            writeln!(lock, "{}", std::process::id()).map_err(error)?;
-            let predecessor = Some(pid).filter(|pid| !pid.is_empty());
-            return Ok(Self { path: path.to_owned(), _lock: lock, predecessor });
         }
-        Err(error(io::ErrorKind::ResourceBusy.into()))
+        Err(at(path)(io::ErrorKind::ResourceBusy.into()))
     }
 
-    /// Lets another user, whom the process is about to become, take away at the end what is in it. The empty directory
-    /// then stays.
-    pub(super) fn give_to(&self, account: Option<Account>) -> Result<(), HomeError> {
-        let Some(Account { uid, gid }) = account else { return Ok(()) };
-        chown(&self.path, Some(uid), Some(gid))
-            .map_err(|source| HomeError::Directory { path: self.path.clone(), source })
+    /// Takes the lock of a file that is open; `None` if its former holder took the file away meanwhile, so that nobody
+    /// else would see the lock.
+    fn claim(path: &Path, mut lock: File) -> Result<Option<Self>, HomeError> {
+        let file = path.join(PID);
+        let pid = fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
+        if !try_lock(&lock).map_err(at(path))? {
+            return Err(HomeError::Running { path: path.to_owned(), pid });
+        }
+        if !is_at(&lock, &file) {
+            return Ok(None);
+        }
+        lock.set_len(0).map_err(at(path))?;
+        writeln!(lock, "{}", std::process::id()).map_err(at(path))?;
+        let predecessor = Some(pid).filter(|pid| !pid.is_empty());
+        Ok(Some(Self { path: path.to_owned(), _lock: lock, predecessor }))
     }
 
     /// The process that left the directory behind, if it did not end in order.
@@ -124,6 +112,21 @@ impl Drop for RunDir {
             let _ = fs::remove_dir(above);
         }
     }
+}
+
+/// Makes the directory and opens the lock's file; `None` if somebody took the directory away in this moment.
+fn open_lock(path: &Path) -> io::Result<Option<File>> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    match options.open(path.join(PID)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> HomeError {
+    move |source| HomeError::Directory { path: path.to_owned(), source }
 }
 
 /// False if the file was replaced or removed after it was opened.
