@@ -23,13 +23,17 @@ fn words<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
 /// systemd-analyze: installed, or unpacked by bench-scripts/deps, which then needs to be told of its library.
 fn analyze() -> Option<Command> {
     let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?.join("tools/systemd");
-    let library = format!("lib/{}-linux-gnu/systemd", std::env::consts::ARCH);
-    for program in [PathBuf::from("systemd-analyze"), unpacked.join("bin/systemd-analyze")] {
-        let command = || {
-            let mut command = Command::new(&program);
-            command.env("LD_LIBRARY_PATH", unpacked.join(&library));
-            command
-        };
+    let architecture = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let libraries = ["usr/lib", "lib"].map(|dir| unpacked.join(dir).join(&architecture));
+    let libraries = [libraries[0].join("systemd"), libraries[0].clone(), libraries[1].clone()];
+    let libraries = std::env::join_paths(libraries).ok()?;
+    let command = |program: &Path| {
+        let mut command = Command::new(program);
+        command.env("LD_LIBRARY_PATH", &libraries);
+        command
+    };
+    for program in [PathBuf::from("systemd-analyze"), unpacked.join("usr/bin/systemd-analyze")] {
+        let command = || command(&program);
         if command().arg("--version").output().is_ok_and(|out| out.status.success()) {
             return Some(command());
         }

@@ -1,6 +1,7 @@
 //! What a service manager hears, and what it hears when a thread hangs.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -116,6 +117,8 @@ fn the_units_capabilities_are_enough() {
     let host = lab.host("alone");
     host.run("mount -t tmpfs tmpfs /var/lib");
     let manager = Manager(UnixDatagram::bind(host.run_file("notify")).unwrap());
+    // As systemd's is.
+    std::fs::set_permissions(host.run_file("notify"), std::fs::Permissions::from_mode(0o777)).unwrap();
     let file = "interface = \"wg0\"\naddresses = [\"100.64.0.1/10\"]\nlisten_port = 443\nworkers = 2\n\
                 user = \"nobody\"\nmetrics.listen = \"off\"\n";
     std::fs::write(host.run_file("gateway.toml"), file).unwrap();
