@@ -108,7 +108,8 @@ pub struct Settings {
     pub mss_clamp: bool,
     /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
     pub queue_length: u32,
-    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they are.
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they
+    /// are.
     pub account: Option<Account>,
 }
 
