@@ -117,7 +117,9 @@ fn inline(value: &Value) -> String {
                 .iter()
                 .filter(|(_, value)| value.as_u64() != Some(0))
                 .map(|(key, value)| match (key.strip_suffix("_off"), value) {
-                    (Some(name), reason) => format!("{} {}", short(name), switch(reason.is_null(), reason.as_str())),
+                    (Some(name), reason) => {
+                        format!("{} {}", short(name), switch(reason.is_null(), reason.as_str()))
+                    }
                     (None, Value::Object(inner)) if !inner.contains_key("on") => {
                         format!("{} ({})", short(key), inline(value))
                     }
