@@ -69,11 +69,11 @@ fn worker_text(worker: &Value) -> String {
     };
     let peers = worker["peers"].as_u64().unwrap_or(0);
     let mut text = format!("{peers} peer{}", if peers == 1 { "" } else { "s" });
-    let receives = count("ringway_receives_total");
-    text += &way("received", "ringway_rx_bytes_total", count("ringway_rx_packets_total"), receives);
-    let sends = count("ringway_sends_total");
-    text += &way("sent", "ringway_tx_bytes_total", count("ringway_tx_packets_total"), sends);
-    let _ = write!(text, ", {} handed over", count("ringway_handed_over_total"));
+    let receives = count("receives");
+    text += &way("received", "rx_bytes", count("rx_packets"), receives);
+    let sends = count("sends");
+    text += &way("sent", "tx_bytes", count("tx_packets"), sends);
+    let _ = write!(text, ", {} handed over", count("handed_over"));
     text
 }
 
@@ -94,7 +94,7 @@ fn worker_rates(rates: &WorkerRates) -> String {
 
 /// A metric's name without what all have in common.
 fn short(name: &str) -> String {
-    let name = name.strip_prefix("ringway_").unwrap_or(name);
+    let name = name.strip_prefix(report::PREFIX).unwrap_or(name);
     name.strip_suffix("_total").unwrap_or(name).replace('_', " ")
 }
 
@@ -113,7 +113,9 @@ fn inline(value: &Value) -> String {
                 .iter()
                 .filter(|(_, value)| value.as_u64() != Some(0))
                 .map(|(key, value)| match (key.strip_suffix("_off"), value) {
-                    (Some(name), reason) => format!("{} {}", short(name), switch(reason.is_null(), reason.as_str())),
+                    (Some(name), reason) => {
+                        format!("{} {}", short(name), switch(reason.is_null(), reason.as_str()))
+                    }
                     (None, Value::Object(inner)) if !inner.contains_key("on") => {
                         format!("{} ({})", short(key), inline(value))
                     }
