@@ -51,6 +51,7 @@ pub mod appliance;
 pub mod dropin;
 pub mod failure;
 mod home;
+mod hosting;
 mod offloads;
 mod serving;
 pub mod supervisor;

@@ -98,7 +98,7 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     };
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
     // wg-quick's user expects no change of user.
-    Serving { control, socket, watch }.confined(None, KEPT)
+    Serving { control, socket, watch, manners: None }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

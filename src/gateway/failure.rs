@@ -9,6 +9,7 @@ use crate::config::key::KeyFileError;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
 use crate::dataplane::udp::UdpError;
+use crate::net::manners::MannersError;
 use crate::sys::privileges::PrivilegeError;
 
 /// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
@@ -25,7 +26,7 @@ pub enum Failure {
     Device = 5,
     /// A port cannot be had.
     Port = 6,
-    /// io_uring, or memory that can be locked.
+    /// io_uring, memory that can be locked, nftables, or a kernel parameter.
     Kernel = 7,
     /// Another process serves the interface.
     Running = 8,
@@ -66,6 +67,14 @@ impl Failure {
                 _ => Self::Kernel,
             });
         }
+        if let Some(error) = cause.downcast_ref::<MannersError>() {
+            return Some(match error {
+                MannersError::NoInterface(_) => Self::Device,
+                MannersError::Running(_) => Self::Running,
+                MannersError::Record(..) => Self::Configuration,
+                _ => Self::Kernel,
+            });
+        }
         let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
         is_config
             .then_some(Self::Configuration)
@@ -88,6 +97,7 @@ mod tests {
         assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
         assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);
+        assert_eq!(error(MannersError::NoNft.into()), Failure::Kernel);
         assert_eq!(error(SetupError::Gone.into()), Failure::Device);
         assert_eq!(error(std::io::Error::other("x").into()), Failure::Other);
         let nested: anyhow::Result<()> = Err(RingError::Slots(3)).context("worker 1");

@@ -25,6 +25,7 @@ mod hostile;
 mod interop;
 mod lab;
 mod lifecycle;
+mod manners;
 mod offload;
 mod peer;
 mod supervised;

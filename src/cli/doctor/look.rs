@@ -17,6 +17,7 @@ use crate::control::socket::DIRECTORY;
 use crate::dataplane::io::ring::Ring;
 use crate::dataplane::steering::{Steering, SteeringError};
 use crate::dataplane::tun::{self, TunError, TunOffloads};
+use crate::net::manners::foreign::forward_drops;
 use crate::net::name::InterfaceName;
 use crate::sys::{clock, host, netns, tun as sys_tun};
 use crate::types::Mark;
@@ -44,6 +45,10 @@ pub(super) fn everything(wanted: &[InterfaceName], port: u16) -> Vec<Finding> {
     ];
     for interface in interfaces(wanted, reports) {
         findings.extend(interface_findings(&interface));
+    }
+    for device in named(wanted, reports) {
+        let drops = forward_drops(&device).map_err(|error| error.to_string());
+        findings.extend(probes::firewall(&device, drops.as_deref().map_err(Clone::clone)));
     }
     findings.extend(reports.iter().flat_map(path_findings));
     let synchronised = host::clock_is_synchronised().map_err(|error| error.to_string());
@@ -107,11 +112,15 @@ fn devices(served: &anyhow::Result<Vec<Report>>) -> Finding {
     }
 }
 
+/// The devices that are named or served.
+fn named(wanted: &[InterfaceName], reports: &[Report]) -> BTreeSet<String> {
+    wanted.iter().chain(reports.iter().map(|report| &report.name)).map(ToString::to_string).collect()
+}
+
 /// The devices, and the interfaces that default routes leave by.
 fn interfaces(wanted: &[InterfaceName], reports: &[Report]) -> BTreeSet<String> {
-    let devices = wanted.iter().chain(reports.iter().map(|report| &report.name)).map(ToString::to_string);
     let uplinks = default_interfaces(&read("/proc/net/route"), &read("/proc/net/ipv6_route"));
-    devices.chain(uplinks).collect()
+    named(wanted, reports).into_iter().chain(uplinks).collect()
 }
 
 /// From the kernel's route tables: `Iface Destination … Mask …` in IPv4, the interface last in IPv6.

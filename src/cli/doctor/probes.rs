@@ -7,6 +7,7 @@ use super::finding::{Finding, Probe};
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
+use crate::net::manners::foreign::ForeignDrop;
 
 const KERNEL: Probe =
     Probe { name: "kernel", why: "io_uring and the offloads came with the kernel's versions" };
@@ -23,6 +24,10 @@ const FORWARDING: Probe =
 const RP_FILTER: Probe = Probe {
     name: "rp_filter",
     why: "strict reverse path filtering drops packets whose way back leaves by another interface",
+};
+const FIREWALL: Probe = Probe {
+    name: "firewall",
+    why: "a packet must pass every forward chain: an accept of ours saves it from nobody else's drop",
 };
 const MTU: Probe =
     Probe { name: "mtu", why: "datagrams larger than the path are cut into fragments, or vanish" };
@@ -171,6 +176,22 @@ pub(super) fn rp_filter(interface: &str, all: u8, own: u8) -> Finding {
             format!("sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
         ),
         _ => RP_FILTER.ok(format!("{interface}: loose")),
+    }
+}
+
+/// The forward chains of others that drop what a device's clients send or get.
+pub(super) fn firewall(device: &str, drops: Result<&[ForeignDrop], String>) -> Vec<Finding> {
+    match drops {
+        Ok([]) => {
+            vec![FIREWALL.ok(format!("{device}: nobody else's forward chain drops its clients' packets"))]
+        }
+        Ok(drops) => drops
+            .iter()
+            .map(|drop| FIREWALL.warn(format!("{device}: {drop}"), drop.remedy().join("; ")))
+            .collect(),
+        Err(error) => vec![
+            FIREWALL.unknown(format!("{device}: {error}"), "sudo ringway doctor (it needs nft and root)"),
+        ],
     }
 }
 
