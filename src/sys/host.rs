@@ -78,12 +78,12 @@ mod tests {
             let mark = Mark::default();
             let far: SocketAddr = "198.18.0.9:1".parse().unwrap();
             assert!(path_mtu(far, mark).is_err(), "no route");
-            ip("link add a type veth peer name b");
-            ip("link set a mtu 1400 up");
-            ip("link set b up");
-            ip("address add 198.18.0.1/24 dev a");
+            ip("link add e0 type veth peer name e1");
+            ip("link set e0 mtu 1400 up");
+            ip("link set e1 up");
+            ip("address add 198.18.0.1/24 dev e0");
             assert_eq!(path_mtu(far, mark).unwrap(), 1400);
-            ip("route add 198.18.0.9 dev a mtu 1300");
+            ip("route add 198.18.0.9 dev e0 mtu 1300");
             assert_eq!(path_mtu(far, mark).unwrap(), 1300);
             assert_eq!(path_mtu("[::1]:1".parse().unwrap(), mark).unwrap(), 65536);
         });

@@ -28,6 +28,7 @@ mod lifecycle;
 mod manners;
 mod offload;
 mod peer;
+mod seeing;
 mod supervised;
 mod topology;
 mod traffic;

@@ -144,7 +144,7 @@ pub(super) fn memlock(hard: u64, raisable: bool, workers: u64) -> Finding {
         hard if hard >= wanted => MEMLOCK.ok(size(hard)),
         hard => MEMLOCK.warn(
             format!("{} where {workers} workers want {}", size(hard), size(wanted)),
-            "systemctl edit ringway: LimitMEMLOCK=infinity (a shell: ulimit -l unlimited; a container: --ulimit memlock=-1)",
+            "systemctl edit ringway: LimitMEMLOCK=infinity (ulimit -l unlimited; --ulimit memlock=-1)",
         ),
     }
 }

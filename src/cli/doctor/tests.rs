@@ -118,6 +118,12 @@ fn interfaces() {
 }
 
 #[test]
+fn firewalls() {
+    assert_eq!(verdict(&probes::firewall("wg0", Ok(&[]))[0]), Verdict::Ok);
+    assert_eq!(verdict(&probes::firewall("wg0", Err("no nft".to_owned()))[0]), Verdict::Unknown);
+}
+
+#[test]
 fn ways() {
     let (v4, v6) = ("198.18.0.1:7".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap());
     assert_eq!(verdict(&probes::mtu("wg0", 1440, v4, Ok(1500))), Verdict::Ok);
