@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::dropin::{FILTER, perl};
 use crate::lab::{Host, Lab};
 use crate::peer::Implementation;
 use crate::topology::{GATEWAY_V4, Plan};
@@ -167,6 +168,15 @@ fn doctor_finds_what_is_forbidden() {
     let findings = document["findings"].as_array().unwrap();
     assert_eq!(finding(findings, "tun", "")["verdict"], "fail", "{document:#}");
     assert_eq!((out.status.code(), &document["verdict"]), (Some(1), &"fail".into()));
+
+    // A filter forbids rings.
+    let [prctl, seccomp] = if cfg!(target_arch = "x86_64") { ["157", "317"] } else { ["167", "277"] };
+    let program = program();
+    let words = perl(FILTER, &[prctl, seccomp, "1", &program, "doctor", "--json"]);
+    let out = host.command(words[0]).args(&words[1..]).output().unwrap();
+    let document: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let found = finding(document["findings"].as_array().unwrap(), "io_uring", "seccomp");
+    assert_ne!(found["verdict"], "ok", "{found:#}");
 
     // A low limit that may not be raised; no CAP_NET_ADMIN, no CAP_BPF.
     let caps = "setpriv --bounding-set=-all --inh-caps=-all";
