@@ -19,6 +19,9 @@ use crate::noise::timers::Limits;
 /// How long a device may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What every metric's name begins with.
+pub const PREFIX: &str = "ringway_";
+
 /// One device at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -210,13 +213,13 @@ impl WorkerRates {
         let rate = |name| grown(name) / seconds;
         let batch = |packets, calls| if grown(calls) > 0.0 { grown(packets) / grown(calls) } else { 0.0 };
         Self {
-            rx_packets: rate(r#"ringway_packets_total{direction="in"}"#),
-            rx_bytes: rate(r#"ringway_bytes_total{direction="in"}"#),
-            tx_packets: rate(r#"ringway_packets_total{direction="out"}"#),
-            tx_bytes: rate(r#"ringway_bytes_total{direction="out"}"#),
-            rx_batch: batch(r#"ringway_packets_total{direction="in"}"#, "ringway_receives_total"),
-            tx_batch: batch(r#"ringway_packets_total{direction="out"}"#, "ringway_sends_total"),
-            handed_over: rate("ringway_handed_over_total"),
+            rx_packets: rate("rx_packets"),
+            rx_bytes: rate("rx_bytes"),
+            tx_packets: rate("tx_packets"),
+            tx_bytes: rate("tx_bytes"),
+            rx_batch: batch("rx_packets", "receives"),
+            tx_batch: batch("tx_packets", "sends"),
+            handed_over: rate("handed_over"),
             drops: drops(now).saturating_sub(drops(then)) as f64 / seconds,
         }
     }
@@ -228,10 +231,18 @@ pub fn workers(dataplane: &Value) -> &[Value] {
     dataplane["workers"].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// A counter of a worker's report by its metric name; 0 if it is not there.
+/// A counter of a worker's report by its metric's name without prefix and suffix; 0 if it is not there. A direction is
+/// part of the name (`rx_bytes`) or a label (`bytes{direction="in"}`), as the running program has it.
 #[must_use]
 pub fn count(worker: &Value, name: &str) -> u64 {
-    worker["counters"][name].as_u64().unwrap_or(0)
+    let counters = &worker["counters"];
+    let labelled = match name.split_once('_') {
+        Some(("rx", what)) => format!("{PREFIX}{what}_total{{direction=\"in\"}}"),
+        Some(("tx", what)) => format!("{PREFIX}{what}_total{{direction=\"out\"}}"),
+        _ => String::new(),
+    };
+    let found = counters.get(format!("{PREFIX}{name}_total")).or_else(|| counters.get(labelled));
+    found.and_then(Value::as_u64).unwrap_or(0)
 }
 
 /// All drops of a worker's report.

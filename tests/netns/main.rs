@@ -30,6 +30,7 @@ mod metrics;
 mod manners;
 mod offload;
 mod peer;
+mod seeing;
 mod supervised;
 mod topology;
 mod traffic;

@@ -91,3 +91,12 @@ fn a_counter_that_begins_anew_is_still() {
     let back = Rates::between(&report(&text(700, 4), at), &report(&text(100, 1), at));
     assert_eq!((back.peers["A"].sum(), back.workers[0].rx_bytes, back.drops.len()), (0.0, 0.0, 0));
 }
+
+#[test]
+fn a_direction_is_in_the_name_or_a_label() {
+    let old = serde_json::json!({ "counters": { "ringway_rx_bytes_total": 1, "ringway_sends_total": 2 } });
+    assert_eq!((count(&old, "rx_bytes"), count(&old, "tx_bytes"), count(&old, "sends")), (1, 0, 2));
+    let new = serde_json::json!({ "counters": {
+        "ringway_bytes_total{direction=\"in\"}": 3, "ringway_bytes_total{direction=\"out\"}": 4 } });
+    assert_eq!((count(&new, "rx_bytes"), count(&new, "tx_bytes"), count(&new, "sends")), (3, 4, 0));
+}

@@ -69,11 +69,11 @@ fn worker_text(worker: &Value) -> String {
     };
     let peers = worker["peers"].as_u64().unwrap_or(0);
     let mut text = format!("{peers} peer{}", if peers == 1 { "" } else { "s" });
-    let receives = count("ringway_receives_total");
-    text += &way("received", r#"ringway_bytes_total{direction="in"}"#, count(r#"ringway_packets_total{direction="in"}"#), receives);
-    let sends = count("ringway_sends_total");
-    text += &way("sent", r#"ringway_bytes_total{direction="out"}"#, count(r#"ringway_packets_total{direction="out"}"#), sends);
-    let _ = write!(text, ", {} handed over", count("ringway_handed_over_total"));
+    let receives = count("receives");
+    text += &way("received", "rx_bytes", count("rx_packets"), receives);
+    let sends = count("sends");
+    text += &way("sent", "tx_bytes", count("tx_packets"), sends);
+    let _ = write!(text, ", {} handed over", count("handed_over"));
     text
 }
 
@@ -94,7 +94,7 @@ fn worker_rates(rates: &WorkerRates) -> String {
 
 /// A metric's name without what all have in common.
 fn short(name: &str) -> String {
-    let name = name.strip_prefix("ringway_").unwrap_or(name);
+    let name = name.strip_prefix(report::PREFIX).unwrap_or(name);
     name.strip_suffix("_total").unwrap_or(name).replace('_', " ")
 }
 

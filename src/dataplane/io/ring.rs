@@ -20,7 +20,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -28,6 +29,7 @@ use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::busy_poll::{BUSY_POLL, BusyPoll};
 use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, lane_of};
+use crate::sys::eventfd::EventFd;
 
 mod buffers;
 mod error;
@@ -166,6 +168,18 @@ impl Ring {
             receive_slots: options.receive_slots,
         };
         Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll) })
+    }
+
+    /// Makes a ring with a lane, as a worker does, and takes it down: whether this process may have one.
+    ///
+    /// # Errors
+    /// [`RingError`] names what forbids it and what to do.
+    pub fn trial() -> Result<(), RingError> {
+        let wake = EventFd::new().map_err(RingError::at("making an eventfd"))?;
+        let socket =
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(RingError::at("opening a socket"))?;
+        let fds = RingFds { tun: None, v4: Some(socket.as_fd()), v6: None, wake: wake.as_fd() };
+        Self::new(fds, RingOptions::default()).map(drop)
     }
 
     /// True if the TUN queue is read by READ_MULTISHOT.
