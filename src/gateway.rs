@@ -1,8 +1,8 @@
 //! The composition root: what is opened in which order, which thread gets what, and how it all ends.
 //!
 //! Order at start: device (all queues), sockets (all of each group), steering, then the threads, each of which
-//! makes its own ring; only when every thread has said that it runs does [`Gateway::start`] return. Order at the
-//! end: workers, handshake thread; the descriptors close with the last of them.
+//! makes its own ring (or waits with poll); only when every thread has said that it runs does [`Gateway::start`]
+//! return. Order at the end: workers, handshake thread; the descriptors close with the last of them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,6 +15,8 @@ use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
+use self::supervisor::Pulse;
+use crate::config;
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use crate::control::errno::Errno;
 use crate::crypto::random::SystemRng;
@@ -26,7 +28,7 @@ use crate::dataplane::handoff::{
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::busy_poll::BUSY_POLL;
-use crate::dataplane::io::ring::{Ring, RingFds, RingOptions};
+use crate::dataplane::io::{Fds, Io};
 use crate::dataplane::offload::coalesce::Config;
 use crate::dataplane::offload::switches::Switch;
 use crate::dataplane::outbound::Outbound;
@@ -36,8 +38,9 @@ use crate::dataplane::steering::{self, Steering};
 use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
-use crate::metrics::HandshakeCounters;
+use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
+use crate::metrics::{HandshakeCounters, Series, WorkerCounters};
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
@@ -47,13 +50,19 @@ use crate::sys::{clock, thread, tun};
 use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
 
 pub mod appliance;
+pub mod backend;
 pub mod dropin;
+mod exporter;
 pub mod failure;
 mod home;
+mod hosting;
 mod offloads;
 mod serving;
+pub mod supervisor;
 
 use offloads::Offloads;
+
+use backend::{Backend, Chosen};
 
 /// Receive slots per family and TUN slots of a worker; a power of two. Sixteen cost the same per datagram as 256 and
 /// stay in the cache (measured).
@@ -75,12 +84,16 @@ pub struct Gateway {
     handshake: HandshakeLink,
     threads: Vec<JoinHandle<()>>,
     steering: Result<Steering, String>,
+    /// What each worker waits with.
+    io: Vec<(WorkerId, Chosen)>,
     index_key: IndexKey,
     port: u16,
     /// By thread, the handshake thread's last: for the fwmark.
     sockets: Vec<Sockets>,
     queues: Vec<Arc<OwnedFd>>,
     mark: Mark,
+    /// What the threads show while they run, if metrics are on.
+    boards: Option<Boards>,
     offloads: Offloads,
     gone: watch::Receiver<bool>,
 }
@@ -100,14 +113,25 @@ pub struct Settings {
     /// How long a worker polls awake after a quiet spell before it sleeps; at most
     /// [`MAX_BUSY_POLL`](crate::dataplane::io::busy_poll::MAX_BUSY_POLL).
     pub busy_poll: Duration,
+    /// What workers wait with.
+    pub io: config::Io,
     /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
     pub offload: Offload,
     /// Lower the segment size of TCP connections to what fits the TUN device.
     pub mss_clamp: bool,
     /// Packets and super-packets that each queue of the TUN device holds for its worker (txqueuelen), if we made it.
     pub queue_length: u32,
-    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they are.
+    /// The user that workers and handshake thread become, beside losing all capabilities; `None`: they stay who they
+    /// are.
     pub account: Option<Account>,
+    /// The threads show their numbers ([`crate::metrics::board`]).
+    pub metrics: bool,
+}
+
+/// What the threads show while they run.
+struct Boards {
+    workers: Vec<Arc<Board>>,
+    handshake: Arc<Board>,
 }
 
 impl Default for Settings {
@@ -121,7 +145,9 @@ impl Default for Settings {
             offload: Offload::default(),
             mss_clamp: true,
             queue_length: QUEUE_LENGTH,
+            io: config::Io::Auto,
             account: None,
+            metrics: false,
         }
     }
 }
@@ -170,6 +196,10 @@ impl Gateway {
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
+        let boards = settings.metrics.then(|| Boards {
+            workers: (0..count).map(|_| Arc::default()).collect(),
+            handshake: Arc::default(),
+        });
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
         let cores = worker_cores(settings.cores, count);
@@ -184,6 +214,7 @@ impl Gateway {
                     limits: settings.limits,
                     mtu,
                     vnet_header: device.vnet_header,
+                    board: boards.as_ref().and_then(|boards| boards.workers.get(i).cloned()),
                     switches: offloads.switches().clone(),
                 },
                 inbox,
@@ -192,6 +223,7 @@ impl Gateway {
                 coalesce: Config { tcp: device.offloads.tso, udp: device.offloads.uso },
                 segment_limit,
                 busy_poll: settings.busy_poll,
+                io: settings.io,
                 account: settings.account,
                 core: cores.get(i).copied(),
             };
@@ -211,28 +243,38 @@ impl Gateway {
             control: handshake_control,
             bell: handshake_bell,
             rng,
+            board: boards.as_ref().map(|boards| Arc::clone(&boards.handshake)),
         };
         threads.push(start_handshake(parts, settings.account, started_tx, Alarm(gone_tx))?);
-        let gateway = Self {
+        let mut gateway = Self {
             workers: links,
             handshake,
             threads,
             steering,
+            io: Vec::new(),
             index_key,
             port,
             sockets,
             queues,
             mark: settings.mark,
+            boards,
             offloads,
             gone,
         };
         for _ in 0..=count {
             // A thread that dies closes its sender; the others' answers end the loop with an error as well.
             let said = started.recv_timeout(ANSWER).context("a thread does not start").and_then(|said| said);
-            if let Err(error) = said {
-                gateway.stop();
-                return Err(error);
+            match said {
+                Ok(chosen) => gateway.io.extend(chosen),
+                Err(error) => {
+                    gateway.stop();
+                    return Err(error);
+                }
             }
+        }
+        gateway.io.sort_by_key(|(worker, _)| *worker);
+        if let Some(reason) = gateway.no_ring() {
+            tracing::info!(reason, "poll takes the place of io_uring");
         }
         Ok(gateway)
     }
@@ -312,6 +354,21 @@ impl Gateway {
             (0..self.workers.len()).map_while(|_| answers.recv_timeout(ANSWER).ok()).collect();
         reports.sort_by_key(|report| report.worker);
         reports
+    }
+
+    /// Asks every thread whether it still turns.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let asked = self.workers.len() + 1;
+        let (answer, answers) = bounded(asked);
+        self.tell_all(|| ToWorker::Turns(answer.clone()));
+        self.handshake.send(ToHandshake::Turns(answer));
+        Pulse::new(answers, asked)
+    }
+
+    /// Why there is no ring, if a worker should have one.
+    fn no_ring(&self) -> Option<&str> {
+        self.io.iter().find_map(|(_, chosen)| chosen.reason.as_deref())
     }
 
     fn handshake_counters(&self) -> HandshakeCounters {
@@ -449,24 +506,21 @@ impl DataPlane for Gateway {
         for report in &reports {
             drops.merge(&report.counters.drops);
         }
-        let counters = |list: Vec<(&'static str, &'static str, u64)>| {
-            list.into_iter()
-                .map(|(name, _, value)| (name.to_owned(), value.into()))
-                .collect::<serde_json::Map<_, _>>()
-        };
         serde_json::json!({
             "workers": reports.iter().map(|report| serde_json::json!({
                 "worker": report.worker.0,
+                "io": self.io.get(report.worker.index()).map(|(_, chosen)| chosen.io),
                 "peers": report.peers.len(),
-                "counters": counters(report.counters.list()),
+                "counters": named(WorkerCounters::SERIES, &report.counters.values()),
                 "drops": nonzero(&report.counters.drops),
             })).collect::<Vec<_>>(),
-            "handshake": counters(handshake.list()),
+            "handshake": named(HandshakeCounters::SERIES, &handshake.values()),
             "drops": nonzero(&drops),
             "steering": match &self.steering {
                 Ok(_) => serde_json::json!({ "on": true }),
                 Err(reason) => serde_json::json!({ "on": false, "reason": reason }),
             },
+            "io": { "kind": backend::kind(self.io.iter().map(|(_, chosen)| chosen)), "reason": self.no_ring() },
             "offloads": self.offloads.report(),
             "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
@@ -475,6 +529,10 @@ impl DataPlane for Gateway {
     fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
         self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
+}
+
+fn named(series: &[Series], values: &[u64]) -> serde_json::Map<String, serde_json::Value> {
+    series.iter().zip(values).map(|(series, value)| (series.key(), (*value).into())).collect()
 }
 
 fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {
@@ -511,7 +569,7 @@ fn worker_cores(chosen: Vec<usize>, workers: usize) -> Vec<usize> {
 fn start_handshake(
     parts: handshake::Parts,
     account: Option<Account>,
-    started: Sender<anyhow::Result<()>>,
+    started: Sender<Started>,
     alarm: Alarm,
 ) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
@@ -520,7 +578,7 @@ fn start_handshake(
         let _ = thread::set_nice(thread::LOW_PRIORITY);
         let lowered = privileges::lower_thread(account, &[]);
         let is_lowered = lowered.is_ok();
-        let _ = started.send(lowered.context("the handshake thread"));
+        let _ = started.send(lowered.map(|()| None).context("the handshake thread"));
         if !is_lowered {
             return;
         }
@@ -533,6 +591,9 @@ fn start_handshake(
         .spawn(run)
         .context("starting the handshake thread")
 }
+
+/// What a thread says when it runs, or why it does not: a worker says what it waits with.
+type Started = anyhow::Result<Option<(WorkerId, Chosen)>>;
 
 /// Held by each thread: when one ends, by order, for want of a device, by an error or a panic, the device is not
 /// served whole any more, and the control thread ends the rest.
@@ -553,54 +614,51 @@ struct WorkerSeed {
     coalesce: Config,
     segment_limit: usize,
     busy_poll: Duration,
+    io: config::Io,
     account: Option<Account>,
     core: Option<usize>,
 }
 
 impl WorkerSeed {
-    fn run(self, started: &Sender<anyhow::Result<()>>, _alarm: &Alarm) {
+    fn run(self, started: &Sender<Started>, _alarm: &Alarm) {
         if let Some(core) = self.core
             && !thread::pin(core)
         {
             tracing::warn!(core, "the worker could not be pinned");
         }
-        let (id, account) = (self.parts.id, self.account);
-        // Whoever reads what strangers send holds no capability. The ring may have needed one.
-        let lowered = |worker| Ok(privileges::lower_thread(account, &[]).map(|()| worker)?);
-        let mut worker = match self.build().and_then(lowered) {
-            Ok(worker) => {
-                let _ = started.send(Ok(()));
-                worker
-            }
-            Err(error) => {
-                let _ = started.send(Err(error.context(format!("worker {}", id.0))));
-                return;
-            }
+        let id = self.parts.id;
+        let fds = Fds {
+            tun: Some(self.tun.as_fd()),
+            v4: self.sockets.v4.as_ref().map(|fd| fd.as_fd()),
+            v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
+            wake: self.inbox.bell.eventfd().as_fd(),
         };
-        if let Err(error) = worker.run() {
-            tracing::error!(worker = id.0, %error, "the ring failed");
+        let served = backend::make(self.io, fds, SLOTS, self.busy_poll).and_then(|backend| {
+            let chosen = backend.chosen();
+            match backend {
+                Backend::Uring(ring) => self.serve(ring, chosen, started),
+                Backend::Poll(poll, _) => self.serve(poll, chosen, started),
+            }
+        });
+        if let Err(error) = served {
+            let _ = started.send(Err(error.context(format!("worker {}", id.0))));
         }
     }
 
-    fn build(self) -> anyhow::Result<Worker<Ring>> {
-        let ring = Ring::new(
-            RingFds {
-                tun: Some(self.tun.as_fd()),
-                v4: self.sockets.v4.as_ref().map(|fd| fd.as_fd()),
-                v6: self.sockets.v6.as_ref().map(|fd| fd.as_fd()),
-                wake: self.inbox.bell.eventfd().as_fd(),
-            },
-            RingOptions {
-                receive_slots: SLOTS,
-                tun_slots: SLOTS,
-                busy_poll: self.busy_poll,
-                ..RingOptions::default()
-            },
-        )?;
+    /// Runs a worker that waits with `io` to its end.
+    fn serve<I: Io>(self, io: I, chosen: Chosen, started: &Sender<Started>) -> anyhow::Result<()> {
+        // Whoever reads what strangers send holds no capability. The ring may have needed one.
+        privileges::lower_thread(self.account, &[])?;
+        let id = self.parts.id;
         let inbound = Inbound::new(self.tun, self.coalesce, self.parts.vnet_header);
         let core = Core::new(self.parts, Peers::new(AllowedIps::new(), clock::boottime()));
         let outbound =
             Outbound::new(self.sockets, SEND_BUFFERS, self.segment_limit).context("send buffers")?;
-        Ok(Worker::new(ring, self.inbox, core, inbound, outbound))
+        let mut worker = Worker::new(io, self.inbox, core, inbound, outbound);
+        let _ = started.send(Ok(Some((id, chosen))));
+        if let Err(error) = worker.run() {
+            tracing::error!(worker = id.0, %error, "waiting for packets failed");
+        }
+        Ok(())
     }
 }

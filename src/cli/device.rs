@@ -6,9 +6,9 @@ use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
-use crate::config::Workers;
+use crate::config::{Io, Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
@@ -47,6 +47,10 @@ fn options(
         workers = NonZeroU16::MIN;
     }
     let foreground = foreground || text("WG_PROCESS_FOREGROUND").as_deref() == Some("1");
+    let metrics = Metrics {
+        listen: text("RINGWAY_METRICS").map_or(Ok(Listen::Off), |value| metrics_address(&value))?,
+        per_peer: text("RINGWAY_METRICS_PER_PEER").as_deref() == Some("1"),
+    };
     let (offload, mss_clamp) = switches(text("RINGWAY_OFF").as_deref().unwrap_or_default())?;
     let settings = Settings {
         limits: knob(text(REKEY_KNOB))?,
@@ -54,9 +58,11 @@ fn options(
         mss_clamp,
         queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
+        metrics: metrics.listen != Listen::Off,
+        io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
         ..Settings::default()
     };
-    Ok(Options { name, foreground, workers, tun, uapi, settings })
+    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
 }
 
 /// The protocol's times, as the environment of a debug build shortens them.
@@ -99,6 +105,16 @@ fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     })
 }
 
+/// `RINGWAY_METRICS`: where the page is served.
+fn metrics_address(value: &str) -> anyhow::Result<Listen> {
+    if value.is_empty() {
+        return Ok(Listen::Off);
+    }
+    value.parse().map(Listen::At).with_context(|| {
+        format!("RINGWAY_METRICS={value} is no ADDRESS:PORT, such as 127.0.0.1:9586 or [::1]:9586")
+    })
+}
+
 /// `RINGWAY_BUSY_POLL`: microseconds.
 fn busy_poll(value: &str) -> anyhow::Result<Duration> {
     if value.is_empty() {
@@ -111,6 +127,16 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
             MAX_BUSY_POLL.as_micros()
         )
     })
+}
+
+/// `RINGWAY_IO`: what workers wait with.
+fn io(value: &str) -> anyhow::Result<Io> {
+    match value {
+        "" | "auto" => Ok(Io::Auto),
+        "uring" => Ok(Io::Uring),
+        "poll" => Ok(Io::Poll),
+        _ => bail!("RINGWAY_IO={value} is none of 'auto', 'uring', 'poll'"),
+    }
 }
 
 /// `RINGWAY_TXQUEUELEN`: packets.
@@ -180,6 +206,32 @@ mod tests {
         for bad in ["1001", "-1", "50us", "18446744073709551616"] {
             assert!(time(bad).unwrap_err().to_string().contains("RINGWAY_BUSY_POLL"), "{bad}");
         }
+    }
+
+    #[test]
+    fn metrics_are_off_unless_an_address_is_named() {
+        let metrics = |pairs: &[_]| with(pairs).map(|options| (options.settings.metrics, options.metrics));
+        let (on, off) = metrics(&[("RINGWAY_METRICS_PER_PEER", "1")]).unwrap();
+        assert!(!on && off.listen == Listen::Off);
+        assert!(!metrics(&[("RINGWAY_METRICS", "")]).unwrap().0);
+        let (on, chosen) = metrics(&[("RINGWAY_METRICS", "[::1]:9586")]).unwrap();
+        assert!(on && !chosen.per_peer && chosen.listen == Listen::At("[::1]:9586".parse().unwrap()));
+        let both = [("RINGWAY_METRICS", "127.0.0.1:1"), ("RINGWAY_METRICS_PER_PEER", "1")];
+        assert!(metrics(&both).unwrap().1.per_peer);
+        for bad in ["9586", "localhost:9586", "127.0.0.1", "127.0.0.1:65536"] {
+            let error = metrics(&[("RINGWAY_METRICS", bad)]).unwrap_err().to_string();
+            assert!(error.contains("RINGWAY_METRICS") && error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn choices_of_io() {
+        let io = |value| with(&[("RINGWAY_IO", value)]).map(|options| options.settings.io);
+        assert_eq!(with(&[]).unwrap().settings.io, Io::Auto);
+        assert_eq!(io("").unwrap(), Io::Auto);
+        assert_eq!(io("uring").unwrap(), Io::Uring);
+        assert_eq!(io("poll").unwrap(), Io::Poll);
+        assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO=epoll"));
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! Verbs win over interface names. A word that looks like a mistyped verb is refused: it must not become a device.
 
 pub mod device;
+pub mod doctor;
 pub mod gateway;
 pub mod keys;
 pub mod logging;
+pub mod report;
 pub mod show;
 mod suggest;
 pub mod switch;
+pub mod top;
 
 use std::process::ExitCode;
 
@@ -33,6 +36,10 @@ enum Verb {
     Gateway(gateway::GatewayArgs),
     /// Show devices: peers, traffic, workers, offloads, drops
     Show(show::ShowArgs),
+    /// Watch devices live: workers, drops, peers
+    Top(top::TopArgs),
+    /// Look at this host: what keeps a gateway from working well, why, and what to do
+    Doctor(doctor::DoctorArgs),
     /// Turn offloads and the MSS clamp of a running device on or off
     Switch(switch::SwitchArgs),
     /// Print a new private key
@@ -63,6 +70,11 @@ pub fn run() -> ExitCode {
     let result = match cli.verb {
         Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
+        Some(Verb::Top(args)) => top::run(&args),
+        Some(Verb::Doctor(args)) => match doctor::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Some(Verb::Switch(args)) => switch::run(&args),
         Some(Verb::Genkey) => keys::genkey(),
         Some(Verb::Pubkey) => keys::pubkey(),

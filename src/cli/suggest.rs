@@ -1,6 +1,6 @@
 //! Mistyped verbs.
 
-/// Most edits between a verb and a word that is taken for it.
+/// Most edits between a verb and a word that is taken for it; a third of a short verb's letters.
 const CLOSE: usize = 2;
 
 /// The verb that `word` was probably meant to be. Only words of letters are compared: `wg0` and `shop1` are names.
@@ -11,7 +11,7 @@ pub(super) fn verb_close_to<'a>(word: &str, verbs: impl Iterator<Item = &'a str>
     let word = word.to_ascii_lowercase();
     verbs
         .map(|verb| (distance(word.as_bytes(), verb.as_bytes()), verb))
-        .filter(|(edits, _)| *edits <= CLOSE)
+        .filter(|(edits, verb)| *edits <= CLOSE.min(verb.len() / 3))
         .min()
         .map(|(_, verb)| verb)
 }
@@ -64,13 +64,13 @@ mod tests {
 
     #[test]
     fn typos_are_verbs_and_names_are_not() {
-        let verbs = ["show", "genkey", "pubkey", "genpsk", "help"];
+        let verbs = ["show", "top", "genkey", "pubkey", "genpsk", "help"];
         let close = |word| verb_close_to(word, verbs.into_iter());
         assert_eq!(close("shwo"), Some("show"));
         assert_eq!(close("Show"), Some("show"));
         assert_eq!(close("gen-key"), Some("genkey"));
         assert_eq!(close("pubkye"), Some("pubkey"));
-        for name in ["wg0", "tun0", "home", "shop1", "show0", "vpn", "office", "wg-quick"] {
+        for name in ["wg0", "tun", "tun0", "home", "shop1", "show0", "vpn", "office", "wg-quick"] {
             assert_eq!(close(name), None, "{name}");
         }
     }

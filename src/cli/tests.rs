@@ -18,6 +18,12 @@ fn verbs_win() {
     assert!(matches!(parse(&["pubkey"]).unwrap().verb, Some(Verb::Pubkey)));
     assert!(matches!(parse(&["genpsk"]).unwrap().verb, Some(Verb::Genpsk)));
     assert!(parse(&["show", "--json", "wg0"]).unwrap().verb.is_some());
+    assert!(parse(&["show", "--rates", "-i", "wg0", "-i", "wg1"]).unwrap().verb.is_some());
+    assert!(matches!(parse(&["top", "--once", "-d", "5"]).unwrap().verb, Some(Verb::Top(_))));
+    assert!(matches!(parse(&["doctor", "--port", "7"]).unwrap().verb, Some(Verb::Doctor(_))));
+    for words in [["top", "-d", "0"], ["doctor", "--port", "65536"]] {
+        assert!(parse(&words).is_err(), "{words:?}");
+    }
     assert!(parse(&["show", "a/b"]).is_err());
 }
 

@@ -107,7 +107,8 @@ fn values_in_all_their_notations() {
     assert_eq!(gateway.busy_poll, Duration::from_millis(1));
     assert!(matches!(gateway.workers, Workers::Number(number) if number.get() == 256));
     let peer = format!(
-        "[[peer]]\npublic_key = \"{ALICE}\"\nallowed_ips = [\"10.0.0.1\", \"::/0\"]\nendpoint = \"[::ffff:192.0.2.1]:7\""
+        "[[peer]]\npublic_key = \"{ALICE}\"\nallowed_ips = [\"10.0.0.1\", \"::/0\"]\n\
+         endpoint = \"[::ffff:192.0.2.1]:7\""
     );
     let gateway = parse(&peer).unwrap();
     assert_eq!(format!("{:?}", gateway.peer[0].allowed_ips), "[10.0.0.1/32, ::/0]");

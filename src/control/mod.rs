@@ -8,6 +8,7 @@
 pub mod dataplane;
 pub mod device;
 pub mod errno;
+pub mod scrape;
 pub mod server;
 pub mod socket;
 pub mod uapi;

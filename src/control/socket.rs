@@ -102,7 +102,8 @@ impl Drop for UapiSocket {
         if let Some(file) = self.file.as_ref().filter(|file| file.is_there())
             && let Err(error) = fs::remove_file(&file.path)
         {
-            tracing::warn!(path = %file.path.display(), %error, "the UAPI socket stays behind");
+            // The next start replaces a socket that nobody listens on.
+            tracing::info!(path = %file.path.display(), %error, "the UAPI socket stays behind");
         }
     }
 }

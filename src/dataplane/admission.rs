@@ -140,6 +140,12 @@ impl<T> Admission<T> {
         self.queues.is_empty()
     }
 
+    /// How many items wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queues.len()
+    }
+
     /// The next item to work on.
     pub fn pop(&mut self) -> Option<(Class, T)> {
         self.queues.pop()
@@ -340,6 +346,12 @@ impl<T> Queues<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queues.iter().all(VecDeque::is_empty)
+    }
+
+    /// How many items wait, in all classes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
     }
 
     /// How many more items a class takes.

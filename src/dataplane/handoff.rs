@@ -145,6 +145,8 @@ pub enum ToWorker {
     ReplaceSockets(super::Sockets),
     /// Send back counters and per-peer statistics.
     Report(Sender<WorkerReport>),
+    /// Answer, if the loop still turns.
+    Turns(Sender<()>),
     /// Leave the loop.
     Stop,
 }
@@ -234,6 +236,12 @@ impl WorkerLink {
         // A full queue cannot be (see above); a closed one means that the process ends.
         let _ = self.keys.try_send(message);
         self.bell.ring();
+    }
+
+    /// The names and lengths of its queues.
+    #[must_use]
+    pub fn queues(&self) -> [(&'static str, usize); 3] {
+        [("control", self.control.len()), ("keys", self.keys.len()), ("handover", self.handover.len())]
     }
 
     /// Hands a packet over. False if the budget is used up.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -17,8 +18,9 @@ use super::admission::{Admission, Arrival, Verdict};
 use super::handoff::{Bell, Handover, Request, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
 use crate::crypto::random::SystemRng;
-use crate::metrics::HandshakeCounters;
+use crate::metrics::board::Board;
 use crate::metrics::drops::Drop;
+use crate::metrics::{HandshakeCounters, HandshakeGauges};
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{ToHandshaker, ToOwner};
@@ -50,6 +52,8 @@ pub enum ToHandshake {
     ReplaceSockets(Sockets),
     /// Asks for the counters.
     Report(Sender<HandshakeCounters>),
+    /// Answer, if the loop still turns.
+    Turns(Sender<()>),
     /// Leave the loop.
     Stop,
 }
@@ -105,6 +109,8 @@ pub struct Parts {
     pub bell: Bell,
     /// For ephemerals, indices and cookies.
     pub rng: SystemRng,
+    /// Where its numbers are shown; `None` if nobody looks.
+    pub board: Option<Arc<Board>>,
 }
 
 /// The handshake thread's state.
@@ -155,8 +161,18 @@ impl HandshakeThread {
             self.receive();
             self.work();
             self.expire();
+            self.publish();
         }
         Ok(())
+    }
+
+    fn publish(&self) {
+        let Some(board) = &self.parts.board else { return };
+        let gauges = HandshakeGauges {
+            queued: self.admission.len() as u64,
+            under_load: u64::from(self.admission.under_load(self.now)),
+        };
+        self.counters.publish(&gauges, board);
     }
 
     /// Not in every turn: it costs by the number of pending handshakes, and strangers' messages make turns.
@@ -375,6 +391,9 @@ impl HandshakeThread {
                 ToHandshake::ReplaceSockets(sockets) => self.parts.sockets = sockets,
                 ToHandshake::Report(reply) => {
                     let _ = reply.send(self.counters.clone());
+                }
+                ToHandshake::Turns(answer) => {
+                    let _ = answer.send(());
                 }
                 ToHandshake::Stop => self.stop = true,
             }

@@ -135,6 +135,13 @@ impl Outbound {
         self.arena.free() > 0
     }
 
+    /// Send buffers that hold something.
+    #[inline]
+    #[must_use]
+    pub fn buffers_in_use(&self) -> usize {
+        self.arena.capacity() - self.arena.free()
+    }
+
     /// True if this family's socket has runs waiting.
     #[must_use]
     pub fn is_waiting(&self, family: Family) -> bool {

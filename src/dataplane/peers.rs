@@ -41,6 +41,8 @@ pub struct Peer {
     pub session: PeerSession,
     /// Its part of the worker's sum of staged bytes.
     pub staged_bytes: usize,
+    /// It counts among the worker's sessions.
+    pub established: bool,
     /// It waits for the worker to serve it.
     pub due: bool,
     /// It wants a keepalive sent if nothing else is.
@@ -53,6 +55,7 @@ pub struct Peers {
     slots: Vec<u32>,
     /// The keys: out of core dumps and out of swap.
     sessions: Slab<Peer>,
+    count: usize,
     indices: HashMap<u32, u32, BuildHasherDefault<IndexHasher>>,
     wheel: Wheel,
     /// Prefix → (peer, owner), for the peers of every worker.
@@ -66,6 +69,7 @@ impl Peers {
         Self {
             slots: Vec::new(),
             sessions: Slab::default(),
+            count: 0,
             indices: HashMap::default(),
             wheel: Wheel::new(0, now),
             allowed_ips,
@@ -81,8 +85,15 @@ impl Peers {
         if self.slots.len() <= slot {
             self.slots.resize(slot + 1, NOBODY);
         }
-        self.slots[slot] =
-            self.sessions.insert(Peer { id, session, staged_bytes: 0, due: false, keepalive: false })?;
+        self.slots[slot] = self.sessions.insert(Peer {
+            id,
+            session,
+            staged_bytes: 0,
+            established: false,
+            due: false,
+            keepalive: false,
+        })?;
+        self.count += 1;
         Ok(())
     }
 
@@ -92,6 +103,7 @@ impl Peers {
             self.wheel.cancel(id.slot);
             let index = std::mem::replace(&mut self.slots[id.slot as usize], NOBODY);
             self.sessions.remove(index);
+            self.count -= 1;
         }
     }
 
@@ -111,6 +123,13 @@ impl Peers {
     #[must_use]
     pub fn all(&self) -> Vec<u32> {
         self.iter().map(|peer| peer.id.slot).collect()
+    }
+
+    /// How many peers there are.
+    #[inline]
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Every peer.
@@ -173,14 +192,17 @@ mod tests {
         let mut peers = Peers::new(AllowedIps::new(), Time::default());
         let id = PeerId { slot: 2, generation: 5 };
         peers.add(id, PeerSession::new(id, Limits::PAPER, 0)).unwrap();
+        assert_eq!(peers.count(), 1);
         for generation in [4, 6] {
             let other = PeerId { generation, ..id };
             assert!(peers.by_id(other).is_none());
             peers.remove(other);
+            assert_eq!(peers.count(), 1);
         }
         assert!(peers.by_id(PeerId { slot: 1, ..id }).is_none());
         assert_eq!(peers.by_id(id).map(|peer| peer.id), Some(id));
         peers.remove(id);
         assert!(peers.by_id(id).is_none() && peers.iter().next().is_none());
+        assert_eq!(peers.count(), 0);
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Sockets;
@@ -19,8 +20,9 @@ use super::offload::split::{self, SplitError, SuperPacket};
 use super::offload::switches::{Reason, States, Switch, Switches};
 use super::outbound::{Outbound, Progress};
 use super::peers::Peers;
-use crate::metrics::WorkerCounters;
+use crate::metrics::board::Board;
 use crate::metrics::drops::Drop;
+use crate::metrics::{WorkerCounters, WorkerGauges};
 use crate::noise::index::IndexKey;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Limits;
@@ -69,10 +71,13 @@ pub struct Core {
     index_key: IndexKey,
     limits: Limits,
     staged_bytes: usize,
+    /// Peers with a keypair.
+    sessions: u64,
     /// Slots whose session has staged packets or a keepalive to send; each at most once.
     due: VecDeque<u32>,
     /// The TUN device is gone (EBADFD).
     pub device_gone: bool,
+    board: Option<Arc<Board>>,
 }
 
 /// What a worker is made of.
@@ -91,6 +96,8 @@ pub struct Parts {
     pub mtu: u32,
     /// Each packet of the TUN queue has a virtio-net header before it.
     pub vnet_header: bool,
+    /// Where its numbers are shown; `None` if nobody looks.
+    pub board: Option<Arc<Board>>,
     /// Shared by all workers of the device.
     pub switches: Switches,
 }
@@ -114,6 +121,8 @@ impl Core {
             index_key: parts.index_key,
             limits: parts.limits,
             staged_bytes: 0,
+            sessions: 0,
+            board: parts.board,
             due: VecDeque::new(),
             device_gone: false,
         }
@@ -173,6 +182,9 @@ impl Core {
         let remote = peer.session.endpoint().map(|endpoint| endpoint.remote);
         let staged = peer.session.staged_bytes();
         self.staged_bytes = self.staged_bytes + staged - std::mem::replace(&mut peer.staged_bytes, staged);
+        let established = peer.session.is_established();
+        self.sessions += u64::from(established);
+        self.sessions -= u64::from(std::mem::replace(&mut peer.established, established));
         for index in &actions.released {
             self.peers.remove_index(*index);
             self.request(Request::Protocol(ToHandshaker::Release { index: *index }));
@@ -297,7 +309,40 @@ impl<I: Io> Worker<I> {
         self.outbound.flush(&mut self.core);
         self.arm_waiting();
         self.core.send_backlog();
+        self.publish();
         waited
+    }
+
+    /// Shows the exporter what was counted, if there is one: stores to memory that nobody else writes.
+    fn publish(&mut self) {
+        if self.core.board.is_none() {
+            return;
+        }
+        self.count_io();
+        let core = &self.core;
+        let Some(board) = &core.board else { return };
+        let gauges = WorkerGauges {
+            peers: core.peers.count() as u64,
+            sessions: core.sessions,
+            staged_bytes: core.staged_bytes as u64,
+            send_buffers: self.outbound.buffers_in_use() as u64,
+            stalled: self.stalled.len() as u64,
+            backlog: core.backlog.len() as u64,
+        };
+        core.counters.publish(&gauges, board);
+    }
+
+    /// What the ring counted becomes part of the worker's counters.
+    fn count_io(&mut self) {
+        let io = self.io.counters();
+        let counters = &mut self.core.counters;
+        counters.enters = io.enters;
+        counters.polls = io.polls;
+        counters.sleeps = io.sleeps;
+        counters.busy_polls = io.busy_polls;
+        counters.busy_poll_hits = io.busy_poll_hits;
+        counters.completions = io.completions;
+        counters.buffers_exhausted = io.buffers_exhausted;
     }
 
     /// The clock was read. After a jump past Reject-After-Time (the host was suspended) expired keys are wiped at once,
@@ -567,6 +612,9 @@ impl<I: Io> Worker<I> {
                 }
             }
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
+            ToWorker::Turns(answer) => {
+                let _ = answer.send(());
+            }
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
             }
@@ -667,14 +715,8 @@ impl<I: Io> Worker<I> {
     }
 
     fn report(&mut self) -> WorkerReport {
-        let io = self.io.counters();
-        let core = &mut self.core;
-        core.counters.enters = io.enters;
-        core.counters.sleeps = io.sleeps;
-        core.counters.busy_polls = io.busy_polls;
-        core.counters.busy_poll_hits = io.busy_poll_hits;
-        core.counters.completions = io.completions;
-        core.counters.buffers_exhausted = io.buffers_exhausted;
+        self.count_io();
+        let core = &self.core;
         WorkerReport {
             worker: core.id,
             counters: core.counters.clone(),

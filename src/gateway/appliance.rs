@@ -4,10 +4,11 @@
 //! 2. private key: credential, file, or a new one
 //! 3. device with all queues, MTU, addresses, up; routes (they go with the device)
 //! 4. sockets and threads ([`super::Gateway::start`])
-//! 5. peers, through the same model as the UAPI's
-//! 6. UAPI socket; privileges are given up
-//! 7. serve until a signal or the loss of the device
-//! 8. the other way round: socket, threads, device, lock
+//! 5. firewall rules and forwarding ([`crate::net::manners`])
+//! 6. peers, through the same model as the UAPI's
+//! 7. UAPI socket; privileges are given up
+//! 8. serve until a signal or the loss of the device
+//! 9. the other way round: socket, threads, device, forwarding and rules, lock
 //!
 //! Whoever returns early or is dropped undoes what it did: each step's value does so in its `Drop`.
 
@@ -25,8 +26,9 @@ use tokio::time::{Instant, sleep};
 
 use super::failure::Failure;
 use super::home::{self, RunDir};
+use super::hosting;
 use super::serving::{Serving, block_on, protect};
-use super::{Gateway, Settings};
+use super::{Gateway, Settings, exporter};
 use crate::config;
 use crate::config::key;
 use crate::control::device::Device;
@@ -157,6 +159,7 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         tracing::warn!(pid, "the process before this one was killed: cleaning up after it");
         wait_for_port(config.listen_port).await;
     }
+    let page = exporter::open(config.metrics)?;
     let key = home::private_key(&config.private_key_file, options.credentials.as_deref())?;
     let request = request(config, key)?;
     let device = open_device(config.interface.as_str(), workers, run_dir.predecessor().is_some()).await?;
@@ -167,23 +170,28 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         cores: config.cores.clone(),
         limits: options.limits,
         busy_poll: config.busy_poll,
+        io: config.io,
         offload: config.offload,
         mss_clamp: config.forwarding.mss_clamp,
         queue_length: config.queue_length,
         account,
+        metrics: page.is_some(),
     };
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
-    let ready = model.apply(request, &mut gateway).map_err(SetupError::Peers).map_err(anyhow::Error::from);
-    let socket = ready.and_then(|()| {
-        UapiSocket::bind(Path::new(DIRECTORY), &config.interface)
-            .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))
-    });
-    match socket {
-        Ok(socket) => {
-            run_dir.give_to(account)?;
+    let finish = || {
+        let manners = hosting::apply(config, gateway.port())?;
+        model.apply(request, &mut gateway).map_err(SetupError::Peers)?;
+        let socket = UapiSocket::bind(Path::new(DIRECTORY), &config.interface)
+            .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))?;
+        run_dir.give_to(account)?;
+        anyhow::Ok((socket, Some(manners)))
+    };
+    match finish() {
+        Ok((socket, manners)) => {
+            let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
             let control = Control { device: model, dataplane: gateway };
-            Serving { control, socket, watch }.confined(account, KEPT)
+            Serving { control, socket, watch, metrics, manners }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

@@ -14,7 +14,8 @@ use anyhow::Context as _;
 use caps::Capability;
 
 use super::serving::{Serving, block_on, protect};
-use super::{Gateway, Settings};
+use super::{Gateway, Settings, exporter};
+use crate::config::Metrics;
 use crate::control::Control;
 use crate::control::device::Device;
 use crate::control::socket::{DIRECTORY, UapiSocket};
@@ -45,6 +46,8 @@ pub struct Options {
     pub uapi: Option<OwnedFd>,
     /// Times and limits.
     pub settings: Settings,
+    /// Where and how metrics are served, if at all.
+    pub metrics: Metrics,
 }
 
 /// Serves the device until it ends.
@@ -79,6 +82,7 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
 }
 
 async fn start(options: Options) -> anyhow::Result<Serving> {
+    let page = exporter::open(options.metrics)?;
     let made = options.tun.is_none();
     let device = open_device(options.name.as_str(), options.workers.get(), options.tun)?;
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
@@ -97,8 +101,9 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
+    let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
     // wg-quick's user expects no change of user.
-    Serving { control, socket, watch }.confined(None, KEPT)
+    Serving { control, socket, watch, metrics, manners: None }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

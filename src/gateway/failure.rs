@@ -6,9 +6,11 @@ use super::appliance::SetupError;
 use super::home::HomeError;
 use crate::config::ConfigError;
 use crate::config::key::KeyFileError;
+use crate::control::scrape::ListenError;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
 use crate::dataplane::udp::UdpError;
+use crate::net::manners::MannersError;
 use crate::sys::privileges::PrivilegeError;
 
 /// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
@@ -25,7 +27,7 @@ pub enum Failure {
     Device = 5,
     /// A port cannot be had.
     Port = 6,
-    /// io_uring, or memory that can be locked.
+    /// io_uring, memory that can be locked, nftables, or a kernel parameter.
     Kernel = 7,
     /// Another process serves the interface.
     Running = 8,
@@ -66,10 +68,18 @@ impl Failure {
                 _ => Self::Kernel,
             });
         }
+        if let Some(error) = cause.downcast_ref::<MannersError>() {
+            return Some(match error {
+                MannersError::NoInterface(_) => Self::Device,
+                MannersError::Running(_) => Self::Running,
+                MannersError::Record(..) => Self::Configuration,
+                _ => Self::Kernel,
+            });
+        }
         let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
         is_config
             .then_some(Self::Configuration)
-            .or_else(|| cause.is::<UdpError>().then_some(Self::Port))
+            .or_else(|| (cause.is::<UdpError>() || cause.is::<ListenError>()).then_some(Self::Port))
             .or_else(|| cause.is::<RingError>().then_some(Self::Kernel))
     }
 }
@@ -84,10 +94,13 @@ mod tests {
     fn a_failure_is_found_behind_its_context() {
         let error = |error: anyhow::Error| Failure::of(&error.context("outer").context("outermost"));
         assert_eq!(error(UdpError::NoFreePort.into()), Failure::Port);
+        let listen = ListenError { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("x") };
+        assert_eq!(error(listen.into()), Failure::Port);
         assert_eq!(error(TunError::NoDriver.into()), Failure::TunNotPermitted);
         assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
         assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);
+        assert_eq!(error(MannersError::NoNft.into()), Failure::Kernel);
         assert_eq!(error(SetupError::Gone.into()), Failure::Device);
         assert_eq!(error(std::io::Error::other("x").into()), Failure::Other);
         let nested: anyhow::Result<()> = Err(RingError::Slots(3)).context("worker 1");

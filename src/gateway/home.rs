@@ -113,7 +113,8 @@ impl Drop for RunDir {
         // The directory above goes with its last gateway.
         let removed = fs::remove_dir_all(&self.path);
         if let Err(error) = removed {
-            tracing::warn!(path = %self.path.display(), %error, "the directory stays behind");
+            // As when the process has become another user; the next start takes it over.
+            tracing::info!(path = %self.path.display(), %error, "the directory stays behind");
         }
         if let Some(above) = self.path.parent() {
             let _ = fs::remove_dir(above);

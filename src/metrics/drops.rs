@@ -66,16 +66,64 @@ reasons! {
     BadCookie "bad_cookie" "cookie reply that did not authenticate or answers nothing";
 }
 
+/// What became of a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Completed, and confirmed by data.
+    Completed,
+    /// It did not authenticate, or was a repetition.
+    Refused,
+    /// Put off by a limit or for want of room: the other side tries again.
+    Limited,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: &'static [Self] = &[Self::Completed, Self::Refused, Self::Limited];
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Refused => "refused",
+            Self::Limited => "limited",
+        }
+    }
+}
+
+impl Drop {
+    /// What a drop for this reason means for a handshake; `None` for packets.
+    #[must_use]
+    pub const fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::BadMac1
+            | Self::BadInitiation
+            | Self::OldTimestamp
+            | Self::BadResponse
+            | Self::BadCookie => Some(Outcome::Refused),
+            Self::CookieRequired | Self::SourceLimit | Self::PeerLimit | Self::HandshakeQueueFull => {
+                Some(Outcome::Limited)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// How many reasons there are: the length of a counter array.
 pub const REASONS: usize = Drop::ALL.len();
 
 /// Counts by reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drops([u64; REASONS]);
+pub struct Drops {
+    counts: [u64; REASONS],
+    /// Their sum: says at a glance whether anything was dropped since.
+    total: u64,
+}
 
 impl Default for Drops {
     fn default() -> Self {
-        Self([0; REASONS])
+        Self { counts: [0; REASONS], total: 0 }
     }
 }
 
@@ -89,19 +137,35 @@ impl Drops {
     /// Counts `n`.
     #[inline]
     pub fn add(&mut self, reason: Drop, n: u64) {
-        self.0[reason as usize] += n;
+        self.counts[reason as usize] += n;
+        self.total += n;
     }
 
     /// The count of one reason.
     #[must_use]
     pub fn of(&self, reason: Drop) -> u64 {
-        self.0[reason as usize]
+        self.counts[reason as usize]
     }
 
     /// Adds another worker's counts.
     pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
             *mine += theirs;
         }
+        self.total += other.total;
+    }
+
+    /// All reasons together.
+    #[inline]
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The counts, in the order of [`Drop::ALL`].
+    #[inline]
+    #[must_use]
+    pub fn counts(&self) -> &[u64; REASONS] {
+        &self.counts
     }
 }

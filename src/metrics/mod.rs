@@ -1,37 +1,81 @@
-//! Counters: plain integers that a thread owns; a scraper asks for a copy.
+//! Counters: plain integers that a thread owns; whoever asks gets a copy, and a [`board::Board`] shows them to the
+//! exporter.
 
+pub mod board;
 pub mod drops;
 
+use board::Board;
 use drops::Drops;
 
-/// Declares a struct of counters once: fields, names and help texts.
-macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident { $($field:ident $metric:literal $help:literal;)* }) => {
+/// A series: a metric's name with its label, and what it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Series {
+    /// The metric's name.
+    pub name: &'static str,
+    /// Name and value of a label, if the metric has several series per thread.
+    pub label: Option<(&'static str, &'static str)>,
+    /// One line of documentation.
+    pub help: &'static str,
+}
+
+impl Series {
+    /// The series as Prometheus writes it: `name` or `name{label="value"}`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self.label {
+            Some((label, value)) => format!("{}{{{label}=\"{value}\"}}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+/// An optional label of [`Series`].
+macro_rules! label {
+    () => {
+        None
+    };
+    ($label:literal $value:literal) => {
+        Some(($label, $value))
+    };
+}
+
+/// Declares a struct of numbers once: fields, names, labels and help texts.
+macro_rules! numbers {
+    ($(#[$doc:meta])* $name:ident {
+        $($field:ident $metric:literal $([$label:literal $value:literal])? $help:literal;)*
+    } $($drops:ident)?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct $name {
             $(#[doc = $help] pub $field: u64,)*
-            /// Drops by reason (`ringway_drops_total`).
-            pub drops: Drops,
+            $(/// Drops by reason (`ringway_drops_total`).
+            pub $drops: Drops,)?
         }
 
         impl $name {
-            /// Metric names, help texts and values, in order of declaration.
+            /// Every series, in order of declaration.
+            pub const SERIES: &'static [Series] =
+                &[$(Series { name: $metric, label: label!($($label $value)?), help: $help },)*];
+
+            /// The values, in the order of [`Self::SERIES`].
+            #[inline]
             #[must_use]
-            pub fn list(&self) -> Vec<(&'static str, &'static str, u64)> {
-                vec![$(($metric, $help, self.$field),)*]
+            pub fn values(&self) -> [u64; Self::SERIES.len()] {
+                [$(self.$field,)*]
             }
         }
     };
 }
 
-counters! {
+numbers! {
     /// What a worker counts.
     WorkerCounters {
-        rx_packets "ringway_rx_packets_total" "transport messages that were authenticated";
-        rx_bytes "ringway_rx_bytes_total" "outer bytes of these";
-        tx_packets "ringway_tx_packets_total" "transport messages that were sealed and handed to the kernel";
-        tx_bytes "ringway_tx_bytes_total" "outer bytes of these";
+        rx_packets "ringway_packets_total" ["direction" "in"]
+            "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
+        rx_bytes "ringway_bytes_total" ["direction" "in"] "outer UDP payload of these";
+        tx_packets "ringway_packets_total" ["direction" "out"]
+            "transport messages, authenticated (in) or sealed and handed to the kernel (out)";
+        tx_bytes "ringway_bytes_total" ["direction" "out"] "outer UDP payload of these";
         receives "ringway_receives_total" "receives from UDP sockets, each one datagram or a coalesced run";
         sends "ringway_sends_total" "sends to UDP sockets, each one datagram or a segmented run";
         send_retries "ringway_send_retries_total" "sends that found the socket full and waited for it";
@@ -55,16 +99,17 @@ counters! {
             "packets larger than the TUN device's MTU that were answered with ICMP";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
-        sleeps "ringway_ring_sleeps_total" "io_uring_enter calls that were allowed to sleep";
+        polls "ringway_polls_total" "ppoll calls, made where the worker has no io_uring";
+        sleeps "ringway_ring_sleeps_total" "io_uring_enter or ppoll calls that were allowed to sleep";
         busy_polls "ringway_busy_polls_total" "waits that began by polling awake, after a quiet spell";
         busy_poll_hits "ringway_busy_poll_hits_total" "of these, how many were spared a sleep";
-        completions "ringway_ring_completions_total" "io_uring completions handled";
+        completions "ringway_ring_completions_total" "io_uring completions handled, or what poll found and was done";
         buffers_exhausted "ringway_receive_buffers_exhausted_total"
-            "multishot receives that ended for want of a buffer";
-    }
+            "turns of a descriptor that ended for want of a buffer";
+    } drops
 }
 
-counters! {
+numbers! {
     /// What the handshake thread counts.
     HandshakeCounters {
         received "ringway_handshake_messages_total" "handshake messages received";
@@ -74,5 +119,46 @@ counters! {
         cookies_sent "ringway_cookies_sent_total" "cookie replies sent under load";
         cookies_taken "ringway_cookies_accepted_total" "cookie replies accepted";
         under_load "ringway_under_load_total" "times that the handshake thread came under load";
+    } drops
+}
+
+numbers! {
+    /// How a worker stands at the end of a turn.
+    WorkerGauges {
+        peers "ringway_peers" "peers that the worker owns";
+        sessions "ringway_sessions" "peers with a keypair, the last handshake at most nine minutes ago";
+        staged_bytes "ringway_staged_bytes" "bytes of packets that wait for a handshake";
+        send_buffers "ringway_send_buffers_in_use" "send buffers that hold sealed packets or are being filled";
+        stalled "ringway_queue_length" ["queue" "stalled"] "messages or packets that wait, by queue";
+        backlog "ringway_queue_length" ["queue" "backlog"] "messages or packets that wait, by queue";
+    }
+}
+
+numbers! {
+    /// How the handshake thread stands at the end of a turn.
+    HandshakeGauges {
+        queued "ringway_handshake_queue_length" "handshake messages and own initiations that wait";
+        under_load "ringway_handshake_under_load" "1 while handshakes without a cookie are refused";
+    }
+}
+
+// A board has room for every thread's numbers.
+const _: () = assert!(WorkerCounters::SERIES.len() <= board::COUNTERS);
+const _: () = assert!(HandshakeCounters::SERIES.len() <= board::COUNTERS);
+const _: () = assert!(WorkerGauges::SERIES.len() <= board::GAUGES);
+const _: () = assert!(HandshakeGauges::SERIES.len() <= board::GAUGES);
+
+impl WorkerCounters {
+    /// Shows all of it to the exporter.
+    #[inline]
+    pub fn publish(&self, gauges: &WorkerGauges, board: &Board) {
+        board.publish(&self.values(), &self.drops, &gauges.values());
+    }
+}
+
+impl HandshakeCounters {
+    /// Shows all of it to the exporter.
+    pub fn publish(&self, gauges: &HandshakeGauges, board: &Board) {
+        board.publish(&self.values(), &self.drops, &gauges.values());
     }
 }

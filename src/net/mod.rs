@@ -1,4 +1,7 @@
-//! This host's network as the control thread sees and changes it: interface names, links, routes.
+//! This host's network as the control thread sees and changes it: interface names, links, routes, kernel parameters,
+//! and the rules that a gateway brings along.
 
 pub mod link;
+pub mod manners;
 pub mod name;
+pub mod sysctl;

@@ -197,6 +197,13 @@ impl PeerSession {
         self.stats
     }
 
+    /// True while there is a keypair to send with, expired or not.
+    #[inline]
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        self.keypairs.current().is_some()
+    }
+
     /// The interval of persistent keepalives in force.
     #[must_use]
     pub fn persistent_keepalive(&self) -> Option<Duration> {

@@ -17,6 +17,12 @@ pub fn realtime() -> Duration {
     read(libc::CLOCK_REALTIME)
 }
 
+/// Processor time of all threads of this process (`CLOCK_PROCESS_CPUTIME_ID`).
+#[must_use]
+pub fn process_time() -> Duration {
+    read(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec to write to. The call fails only for an unknown clock (both exist since Linux
@@ -36,6 +42,14 @@ mod tests {
         let second = boottime();
         assert!(second.since(first) >= Duration::from_millis(2));
         assert!(second.since(first) < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn process_time_grows_with_work() {
+        let (before, begin) = (process_time(), boottime());
+        while process_time() < before + Duration::from_millis(5) {
+            assert!(boottime().since(begin) < Duration::from_secs(30));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod arena;
 pub mod bpf;
 pub mod clock;
 pub mod eventfd;
+pub mod host;
 pub mod interface;
 pub mod lock;
 pub mod netns;

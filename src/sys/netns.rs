@@ -1,6 +1,7 @@
 //! Network namespaces (network_namespaces(7)): every thread lives in one, and a TUN device may be moved to another
 //! while its descriptors stay with us.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,12 @@ pub struct Namespace(File);
 pub struct Identity {
     dev: u64,
     inode: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.dev, self.inode)
+    }
 }
 
 impl Namespace {

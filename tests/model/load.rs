@@ -131,6 +131,7 @@ impl Thread {
             control: messages,
             bell: ours,
             rng: SystemRng::new().unwrap(),
+            board: None,
         };
         let handle = std::thread::spawn(move || HandshakeThread::new(parts).run().unwrap());
         Self { requests, control, keys: inbox.keys, handle }

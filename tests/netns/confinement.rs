@@ -6,7 +6,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use caps::Capability;
-use ringway::dataplane::io::ring::{Ring, RingFds, RingOptions};
+use ringway::dataplane::io::Fds;
+use ringway::dataplane::io::ring::{Ring, RingOptions};
 use ringway::sys::eventfd::EventFd;
 use ringway::sys::privileges::{self, Account};
 use ringway::sys::seccomp;
@@ -83,7 +84,7 @@ fn what_is_not_needed_any_more_fails() {
 pub(crate) fn confine() {
     let ring = || {
         let wake = EventFd::new().unwrap();
-        let fds = RingFds { tun: None, v4: None, v6: None, wake: std::os::fd::AsFd::as_fd(&wake) };
+        let fds = Fds { tun: None, v4: None, v6: None, wake: std::os::fd::AsFd::as_fd(&wake) };
         Ring::new(fds, RingOptions::default()).map(drop).map_err(|error| error.to_string())
     };
     let packets = || Socket::new(Domain::PACKET, Type::DGRAM, None).map(drop);

@@ -110,7 +110,7 @@ fn a_changed_listen_port_is_taken_up() {
 
 /// The listen port moves four times under a stream to the client, who follows: nothing of it is lost.
 #[test]
-fn a_listen_port_changes_under_load() {
+pub(crate) fn a_listen_port_changes_under_load() {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(&lab);
     let (client, gateway) = (&site.clients[0], &site.gateway);

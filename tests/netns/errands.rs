@@ -1,6 +1,6 @@
 //! Programs of ours that run inside a namespace: senders of what no honest peer sends.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -50,6 +50,9 @@ pub(crate) fn run(line: &str) -> bool {
         }
         ["confine"] => confinement::confine(),
         ["become", user] => confinement::become_user(user),
+        ["send-from", port, to, count] => {
+            send_from(port.parse().unwrap(), to.parse().unwrap(), count.parse().unwrap());
+        }
         _ => return false,
     }
     true
@@ -59,6 +62,16 @@ fn socket(to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
     socket.connect(to).unwrap();
     socket
+}
+
+/// So many small datagrams from a chosen port.
+fn send_from(port: u16, to: SocketAddr, count: u32) {
+    let from: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((from, port)).unwrap();
+    for _ in 0..count {
+        socket.send_to(b"from a chosen port", to).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A refused datagram (nobody listens for the moment) is no failure of the sender.

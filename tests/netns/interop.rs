@@ -51,7 +51,7 @@ fn ends(site: &Site) -> (&Arc<crate::lab::Host>, &Arc<crate::lab::Host>) {
     (&site.clients[0].host, &site.gateway.host)
 }
 
-fn handshake_and_ping(other: Implementation) {
+pub(crate) fn handshake_and_ping(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     for mut plan in both_roles(other) {
         for outer in [Outer::V4, Outer::V6] {
@@ -95,7 +95,7 @@ fn preshared_key_must_match(other: Implementation) {
     }
 }
 
-fn tcp_both_ways(other: Implementation) {
+pub(crate) fn tcp_both_ways(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -111,7 +111,7 @@ fn tcp_both_ways(other: Implementation) {
     }
 }
 
-fn udp_both_ways(other: Implementation) {
+pub(crate) fn udp_both_ways(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -179,7 +179,7 @@ fn is_renewed_under_load(other: Implementation) {
     }
 }
 
-fn roams_to_a_new_address_and_port(other: Implementation) {
+pub(crate) fn roams_to_a_new_address_and_port(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -349,7 +349,7 @@ fn order_is_kept_with_ringway_at_both_ends() {
 }
 
 /// No packet of a TCP flow overtakes another on its way through Ringway, with or without a shaper behind it.
-fn order_behind_a_shaper(other: Implementation) {
+pub(crate) fn order_behind_a_shaper(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), other).build(&lab);
     let (client, gateway) = ends(&site);
@@ -375,7 +375,7 @@ fn order_behind_a_shaper(other: Implementation) {
 }
 
 /// Answers leave from the address that was spoken to, and from another one when that is gone.
-fn source_address_sticks_and_falls_back(other: Implementation) {
+pub(crate) fn source_address_sticks_and_falls_back(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     let site = Plan::new(Implementation::ringway(), other).build(&lab);
     let (client, gateway) = ends(&site);

@@ -68,7 +68,7 @@ fn in_the_background_it_is_ready_when_the_command_ends() {
 }
 
 #[test]
-fn deletion_of_the_device_ends_it() {
+pub(crate) fn deletion_of_the_device_ends_it() {
     let Some(lab) = Lab::new() else { return };
     let peer = alone(&lab);
     peer.host.run("ip link delete wg0");
@@ -85,7 +85,7 @@ fn deletion_of_the_socket_ends_it() {
 
 /// The bound of the issue: at start, with two workers, at most 64 MiB resident.
 #[test]
-fn memory_at_start_is_bounded() {
+pub(crate) fn memory_at_start_is_bounded() {
     let Some(lab) = Lab::new() else { return };
     let peer = alone(&lab);
     let resident = peer.resident();
@@ -128,7 +128,7 @@ fn a_device_moved_to_another_namespace_goes_on() {
 }
 
 #[test]
-fn link_down_and_mtu_changes_are_survived() {
+pub(crate) fn link_down_and_mtu_changes_are_survived() {
     let Some(lab) = Lab::new() else { return };
     let mut site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(&lab);
     let gateway = std::sync::Arc::clone(&site.gateway.host);

@@ -1,5 +1,6 @@
 //! One WireGuard implementation running on one host, configured through the standard `wg`.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -76,7 +77,10 @@ impl Implementation {
     fn environment(self) -> Vec<(&'static str, String)> {
         match self {
             Self::Ringway { workers } => {
-                vec![("RINGWAY_WORKERS", workers.to_string()), ("LOG_LEVEL", "verbose".into())]
+                let mut variables =
+                    vec![("RINGWAY_WORKERS", workers.to_string()), ("LOG_LEVEL", "verbose".into())];
+                variables.extend(BY_POLL.get().then(|| ("RINGWAY_IO", "poll".into())));
+                variables
             }
             Self::WireguardGo => {
                 vec![
@@ -87,6 +91,18 @@ impl Implementation {
             Self::Boringtun => vec![],
         }
     }
+}
+
+thread_local! {
+    /// Each test has a thread of its own.
+    static BY_POLL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test whose Ringways wait with poll(2) instead of io_uring.
+pub(crate) fn by_poll(test: impl FnOnce()) {
+    BY_POLL.set(true);
+    test();
+    BY_POLL.set(false);
 }
 
 /// What one peer tells `wg` about another.

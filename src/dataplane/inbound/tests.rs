@@ -50,6 +50,7 @@ impl Bench {
             limits: Limits::PAPER,
             mtu: 1420,
             vnet_header: true,
+            board: None,
             switches: Switches::default(),
         };
         let mut allowed_ips = AllowedIps::new();

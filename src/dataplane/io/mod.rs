@@ -1,8 +1,8 @@
 //! Waiting and receiving: what a worker needs from the kernel, as one trait.
 //!
-//! Knows buffers and file descriptors, and no WireGuard. [`ring`] is the io_uring implementation; one on poll(2)
-//! comes beside it. Sends and TUN writes are direct non-blocking calls (`sys::socket`, `sys::tun`) and are not here:
-//! many io_uring sends in flight reorder under back-pressure.
+//! Knows buffers and file descriptors, and no WireGuard. [`ring`] is the io_uring implementation, [`poll`] the one on
+//! poll(2) and plain calls for hosts without. Sends and TUN writes are direct non-blocking calls (`sys::socket`,
+//! `sys::tun`) and are not here: many io_uring sends in flight reorder under back-pressure.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +13,30 @@ use crate::sys::arena::Slot;
 use crate::types::Source;
 
 pub mod busy_poll;
+pub mod depth;
+pub mod patience;
+pub mod poll;
 pub mod recvmsg;
 pub mod ring;
+#[cfg(test)]
+mod tests;
+
+/// Bytes of a slot: the largest packet or coalesced run (64 KiB), and what is written before it.
+pub const SLOT_SIZE: usize = 64 * 1024 + 512;
+
+/// Descriptors of one worker. An [`Io`] duplicates them: closing the originals does not close the socket or the queue
+/// while it lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Fds<'fd> {
+    /// One TUN queue.
+    pub tun: Option<BorrowedFd<'fd>>,
+    /// The IPv4 UDP socket.
+    pub v4: Option<BorrowedFd<'fd>>,
+    /// The IPv6 UDP socket (with `IPV6_V6ONLY`).
+    pub v6: Option<BorrowedFd<'fd>>,
+    /// An eventfd that others write to.
+    pub wake: BorrowedFd<'fd>,
+}
 
 /// Outer address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +54,18 @@ pub enum Target {
     Tun,
     /// The worker's UDP socket of a family.
     Udp(Family),
+}
+
+/// An [`Io`] has one lane for each target, at its place here.
+const TARGETS: [Target; 3] = [Target::Tun, Target::Udp(Family::V4), Target::Udp(Family::V6)];
+
+/// The place of a target's lane.
+fn lane_of(target: Target) -> usize {
+    match target {
+        Target::Tun => 0,
+        Target::Udp(Family::V4) => 1,
+        Target::Udp(Family::V6) => 2,
+    }
 }
 
 /// One receive: a datagram, or a run of datagrams of one flow that the kernel coalesced (UDP_GRO).
@@ -84,17 +118,19 @@ pub enum Event {
 /// What an [`Io`] counts; plain numbers, read by the worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoCounters {
-    /// `io_uring_enter` (or poll) calls.
+    /// `io_uring_enter` calls.
     pub enters: u64,
-    /// Of these, how many were allowed to sleep.
+    /// `ppoll` calls, in the place of these.
+    pub polls: u64,
+    /// Of either, how many were allowed to sleep.
     pub sleeps: u64,
     /// Waits that began by polling awake.
     pub busy_polls: u64,
     /// Of these, how many found something before they would have slept.
     pub busy_poll_hits: u64,
-    /// Completions handled.
+    /// Completions handled, or what poll(2) found done: receives, wakes, targets that became writable.
     pub completions: u64,
-    /// Receives that ended for want of a buffer (ENOBUFS) and were armed again.
+    /// Turns of a target that ended for want of a slot (ENOBUFS) and go on with the next wait.
     pub buffers_exhausted: u64,
 }
 

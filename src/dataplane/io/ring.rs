@@ -20,14 +20,16 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::busy_poll::{BUSY_POLL, BusyPoll};
-use super::{Event, Family, Io, IoCounters, Target};
+use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, lane_of};
+use crate::sys::eventfd::EventFd;
 
 mod buffers;
 mod error;
@@ -39,29 +41,12 @@ mod tests;
 pub use error::RingError;
 use lane::{Flight, Lane, LaneKind};
 
-/// Bytes of a slot: the largest packet or coalesced run (64 KiB), and what is written before it.
-pub const SLOT_SIZE: usize = 64 * 1024 + 512;
-
 /// Submission entries: in one turn at most receive, poll and their two cancels per lane, and the wake: 13.
 const ENTRIES: u32 = 32;
 
 /// Teardown: how often and how long to wait for the last completions.
 const DRAIN_TURNS: u32 = 50;
 const DRAIN_PAUSE: Duration = Duration::from_millis(10);
-
-/// Descriptors of one worker. They are duplicated: closing the originals does not close the socket or the queue
-/// while the ring lives.
-#[derive(Clone, Copy, Debug)]
-pub struct RingFds<'fd> {
-    /// One TUN queue.
-    pub tun: Option<BorrowedFd<'fd>>,
-    /// The IPv4 UDP socket.
-    pub v4: Option<BorrowedFd<'fd>>,
-    /// The IPv6 UDP socket (with `IPV6_V6ONLY`).
-    pub v6: Option<BorrowedFd<'fd>>,
-    /// An eventfd that others write to.
-    pub wake: BorrowedFd<'fd>,
-}
 
 /// Sizes and choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,17 +104,6 @@ impl Token {
     }
 }
 
-/// Lanes by number.
-const TARGETS: [Target; 3] = [Target::Tun, Target::Udp(Family::V4), Target::Udp(Family::V6)];
-
-fn lane_of(target: Target) -> usize {
-    match target {
-        Target::Tun => 0,
-        Target::Udp(Family::V4) => 1,
-        Target::Udp(Family::V6) => 2,
-    }
-}
-
 /// [`Io`] by io_uring. Made, used and dropped by one thread.
 pub struct Ring {
     // First, so that it is closed before the memory that requests point to.
@@ -161,7 +135,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`RingError`] names what forbids it and what to do.
-    pub fn new(fds: RingFds<'_>, options: RingOptions) -> Result<Self, RingError> {
+    pub fn new(fds: Fds<'_>, options: RingOptions) -> Result<Self, RingError> {
         for slots in [options.receive_slots, options.tun_slots] {
             if !slots.is_power_of_two() || slots > 1 << 15 {
                 return Err(RingError::Slots(slots));
@@ -194,6 +168,18 @@ impl Ring {
             receive_slots: options.receive_slots,
         };
         Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll) })
+    }
+
+    /// Makes a ring with a lane, as a worker does, and takes it down: whether this process may have one.
+    ///
+    /// # Errors
+    /// [`RingError`] names what forbids it and what to do.
+    pub fn trial() -> Result<(), RingError> {
+        let wake = EventFd::new().map_err(RingError::at("making an eventfd"))?;
+        let socket =
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(RingError::at("opening a socket"))?;
+        let fds = RingFds { tun: None, v4: Some(socket.as_fd()), v6: None, wake: wake.as_fd() };
+        Self::new(fds, RingOptions::default()).map(drop)
     }
 
     /// True if the TUN queue is read by READ_MULTISHOT.
@@ -363,7 +349,7 @@ impl State {
 
     /// A lane that pauses after failures must be armed again even if nothing else happens.
     fn bound(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let pause = self.lanes.iter().flatten().filter_map(|lane| lane.retry_at).min();
+        let pause = self.lanes.iter().flatten().filter_map(|lane| lane.patience.retry_at()).min();
         let Some(pause) = pause.map(|at| at.saturating_duration_since(Instant::now())) else {
             return timeout;
         };

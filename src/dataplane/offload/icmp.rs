@@ -118,8 +118,8 @@ fn is_one_host(addr: IpAddr) -> bool {
     }
 }
 
-/// Writes the answer to `packet` to the start of `out` and returns its length. It comes from the address that the packet
-/// was for (docs/decisions/0022-too-big.md). `None` for a header that is not the packet's.
+/// Writes the answer to `packet` to the start of `out` and returns its length. It comes from the address that the
+/// packet was for (docs/decisions/0022-too-big.md). `None` for a header that is not the packet's.
 #[must_use]
 pub fn too_big(packet: &[u8], header: &ip::Header, mtu: u32, out: &mut [u8; MOST]) -> Option<usize> {
     match (header.src, header.dst) {

@@ -209,7 +209,11 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), first in 0u8..3, mtu in any::<u32>()) {
+        fn any_bytes(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+            first in 0u8..3,
+            mtu in any::<u32>(),
+        ) {
             if let (Some(byte), 1..) = (bytes.first_mut(), first) {
                 *byte = if first == 1 { 0x45 } else { 0x60 };
             }

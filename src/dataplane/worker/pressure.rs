@@ -200,7 +200,7 @@ fn what_waits_goes_out_through_other_sockets_or_is_counted_where_there_are_none(
         let waiting = bench.worker.stalled.len();
         let before = remote.keys.open_runs(&drain(&bench.wire), OUTER).len();
         let (near, far) = pair(4 << 20);
-        let v4 = keep.then(|| std::sync::Arc::new(near));
+        let v4 = keep.then(|| Arc::new(near));
         bench.control(ToWorker::ReplaceSockets(Sockets { v4, v6: None }));
         let mut sent = drain(&far);
         assert!(waiting > 0 && bench.worker.stalled.len() < waiting, "nothing waits for the old sockets");

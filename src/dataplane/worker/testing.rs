@@ -162,6 +162,7 @@ impl Bench {
                 limits: options.limits,
                 mtu: MTU as u32,
                 vnet_header: true,
+                board: Some(Arc::default()),
                 switches: switches.clone(),
             };
             if options.segment_limit <= 1 {

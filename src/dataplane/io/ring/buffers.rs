@@ -1,11 +1,7 @@
 //! A ring of provided buffers: the slots that the kernel may receive into.
 //!
 //! The kernel uses lent slots first-in-first-out, so lending all of them would walk through all their memory even
-//! where a few would do: receiving full runs into 16 slots in turn costs half as much again per datagram as into 4
-//! that stay in the cache (measured). Small datagrams touch little of a slot, and there each further slot saves
-//! system calls. So the depth (how many are lent) follows the traffic: it doubles when a turn ran out of slots,
-//! and halves when a turn brought more bytes than the cache should hold. The arena's last-in-first-out order does
-//! the rest.
+//! where a few would do. So only as many are lent as [`Depth`] says.
 
 use std::io;
 use std::ptr::NonNull;
@@ -15,27 +11,11 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
 use super::{RingError, SLOT_SIZE};
+use crate::dataplane::io::depth::Depth;
 use crate::sys::arena::{Arena, Mapping, Slot};
 
 /// Fewer slots than these are not worth having.
 const LEAST_SLOTS: u16 = 2;
-
-/// The depth begins here and, but for quiet times, never falls below.
-const LEAST_DEPTH: usize = 4;
-
-/// Bytes in one turn beyond which more slots cost more than they save: part of a core's own cache, and fewer than
-/// `LEAST_DEPTH` full slots hold.
-const WARM_BYTES: usize = 192 * 1024;
-
-/// The depth while single small packets come one by one: each goes into memory that the last but one has warmed.
-/// An idle ping is a tenth faster than with [`LEAST_DEPTH`] (measured).
-const QUIET_DEPTH: usize = 2;
-
-/// A turn that brought so few bytes is quiet: one packet.
-const QUIET_BYTES: usize = 2048;
-
-/// After so many quiet turns in a row the depth is [`QUIET_DEPTH`].
-const QUIET_TURNS: u8 = 16;
 
 /// An arena and the ring through which its free slots are lent to the kernel, registered under a group number.
 pub(super) struct Buffers {
@@ -48,12 +28,7 @@ pub(super) struct Buffers {
     lent: Vec<Option<Slot>>,
     count: usize,
     /// How many to lend at most.
-    depth: usize,
-    /// Bytes that came since the last refill, and whether slots ran out.
-    bytes: usize,
-    exhausted: bool,
-    /// Quiet turns in a row.
-    quiet: u8,
+    depth: Depth,
 }
 
 impl Buffers {
@@ -85,44 +60,19 @@ impl Buffers {
         // pages, and it is unmapped only after the group was unregistered or the ring closed.
         unsafe { uring.submitter().register_buf_ring_with_flags(address, slots, group, 0) }?;
         let lent = (0..slots).map(|_| None).collect();
-        Ok(Self {
-            arena,
-            entries,
-            tail: 0,
-            mask: slots - 1,
-            lent,
-            count: 0,
-            depth: LEAST_DEPTH,
-            bytes: 0,
-            exhausted: false,
-            quiet: 0,
-        })
+        Ok(Self { arena, entries, tail: 0, mask: slots - 1, lent, count: 0, depth: Depth::default() })
     }
 
     /// Notes that the kernel found no slot.
     pub(super) fn ran_out(&mut self) {
-        self.exhausted = true;
+        self.depth.ran_out();
     }
 
     /// Lends free slots to the kernel, as many as the last turn suggests.
     pub(super) fn refill(&mut self) {
-        if self.bytes > WARM_BYTES {
-            self.depth = (self.depth / 2).max(LEAST_DEPTH);
-        } else if self.exhausted {
-            self.depth = (self.depth * 2).clamp(LEAST_DEPTH, self.arena.capacity().max(LEAST_DEPTH));
-        }
-        if self.exhausted || self.bytes > QUIET_BYTES {
-            self.quiet = 0;
-        } else if self.bytes > 0 {
-            self.quiet = self.quiet.saturating_add(1);
-            if self.quiet >= QUIET_TURNS {
-                self.depth = QUIET_DEPTH;
-            }
-        }
-        self.bytes = 0;
-        self.exhausted = false;
+        let depth = self.depth.next_turn(self.arena.capacity());
         let before = self.tail;
-        while self.count < self.depth
+        while self.count < depth
             && let Some(slot) = self.arena.take()
         {
             self.entry(self.tail & self.mask, &slot);
@@ -153,7 +103,7 @@ impl Buffers {
 
     /// Takes back the slot that a completion names, with `len` bytes in it; `None` if the kernel did not have it.
     pub(super) fn take(&mut self, index: u16, len: usize) -> Option<Slot> {
-        self.bytes = self.bytes.saturating_add(len);
+        self.depth.brought(len);
         let slot = self.lent.get_mut(usize::from(index))?.take()?;
         self.count -= 1;
         Some(slot)
@@ -173,7 +123,7 @@ impl Buffers {
     /// How many slots the kernel has at most.
     #[cfg(test)]
     pub(super) fn depth(&self) -> usize {
-        self.depth
+        self.depth.slots()
     }
 
     /// Gives up the lent slots for ever, because the kernel may still write to them.

@@ -1,21 +1,17 @@
 //! One descriptor of a worker: its receive, its poll for writability, its buffers.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use io_uring::types::Fd;
 use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::buffers::Buffers;
 use super::{RingError, SLOT_SIZE, Token, lane_of, push};
+use crate::dataplane::io::patience::Patience;
 use crate::dataplane::io::recvmsg::{CONTROL_LEN, NAME_LEN, parse_name};
 use crate::dataplane::io::{Datagrams, Event, Target, TunRead};
 use crate::sys::arena::Slot;
 use crate::sys::socket::parse_control;
-
-/// A receive that failed so often in a row pauses before it is armed again.
-const PATIENCE: u8 = 4;
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// `struct io_uring_recvmsg_out`: lengths of name, control and payload, flags; each 32 bits.
 const HEADER_LEN: usize = 16;
@@ -85,9 +81,7 @@ pub(super) struct Lane {
     pub(super) want_writable: bool,
     /// The device is deleted: nothing can be read ever again.
     gone: bool,
-    /// Failures since something was received.
-    failures: u8,
-    pub(super) retry_at: Option<Instant>,
+    pub(super) patience: Patience,
 }
 
 impl Lane {
@@ -114,8 +108,7 @@ impl Lane {
             want_reads: true,
             want_writable: false,
             gone: false,
-            failures: 0,
-            retry_at: None,
+            patience: Patience::default(),
         })
     }
 
@@ -156,14 +149,13 @@ impl Lane {
             && let Some(fd) = self.successor.take()
         {
             self.fd = fd;
-            self.failures = 0;
-            self.retry_at = None;
+            self.patience = Patience::default();
         }
         let Some(fd) = self.fd.as_ref().map(|fd| Fd(fd.as_raw_fd())) else {
             return;
         };
         let stays = self.successor.is_none() && !self.gone;
-        let rested = self.rested();
+        let rested = self.patience.is_rested();
         let ready = self.receive != Flight::Idle || (self.buffers.lent() > 0 && rested);
         let (group, kind, target) = (self.group(), self.kind, self.target);
         let header = &raw const *self.header;
@@ -183,15 +175,6 @@ impl Lane {
         );
     }
 
-    /// True unless the lane pauses after failures.
-    fn rested(&mut self) -> bool {
-        if self.retry_at.is_some_and(|at| Instant::now() < at) {
-            return false;
-        }
-        self.retry_at = None;
-        true
-    }
-
     /// A completion of the receive.
     pub(super) fn received(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
         if !cqueue::more(completion.flags()) {
@@ -205,7 +188,7 @@ impl Lane {
             self.failed(-completion.result(), events);
             return;
         };
-        self.failures = 0;
+        self.patience.succeeded();
         let Some(slot) = slot else {
             return;
         };
@@ -227,12 +210,8 @@ impl Lane {
             _ => events.push(Event::Failed(self.target, errno)),
         }
         self.gone |= self.target == Target::Tun && errno == libc::EBADFD;
-        if errno == libc::ECANCELED {
-            return;
-        }
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= PATIENCE && !self.gone {
-            self.retry_at = Some(Instant::now() + PAUSE);
+        if errno != libc::ECANCELED && !self.gone {
+            self.patience.failed();
         }
     }
 

@@ -1,0 +1,46 @@
+//! A receive that fails again and again pauses, so that a broken descriptor costs a look now and then, and no core.
+
+use std::time::{Duration, Instant};
+
+/// A receive that failed so often in a row pauses before it is tried again.
+const FAILURES: u8 = 4;
+
+/// How long.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Failures of one descriptor since something was received.
+#[derive(Debug, Default)]
+pub struct Patience {
+    failures: u8,
+    retry_at: Option<Instant>,
+}
+
+impl Patience {
+    /// Notes a failure.
+    pub fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= FAILURES {
+            self.retry_at = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Notes that something was received.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+
+    /// True unless the descriptor pauses now.
+    pub fn is_rested(&mut self) -> bool {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        self.retry_at = None;
+        true
+    }
+
+    /// The end of the pause, if there is one.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+}

@@ -1,0 +1,446 @@
+//! The metrics page. What lasts (threads, queues, offloads) stands in a recorder whose handles are registered once;
+//! making a page copies the threads' boards ([`crate::metrics::board`]) into them, so that the packet path knows
+//! nothing of it. What comes and goes (peers, reasons) is written beside it, so that a peer that is gone is gone from
+//! the page as well.
+//!
+//! Nothing here names a client unless `per_peer` was chosen, and never its outer address.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::fmt::{Display, Write as _};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder as _};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use tokio::net::TcpListener;
+
+use super::Gateway;
+use crate::config::{self, Listen};
+use crate::control::Control;
+use crate::control::device::Peer;
+use crate::control::scrape::{self, ListenError};
+use crate::dataplane::handoff::WorkerReport;
+use crate::dataplane::offload::switches::Switch;
+use crate::metrics::board::Board;
+use crate::metrics::drops::{Drop as Reason, Outcome};
+use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges};
+use crate::sys::clock;
+use crate::types::Time;
+
+/// The page's address, bound before anything else is made: the likeliest thing to be in use.
+pub(super) struct Opened {
+    listener: TcpListener,
+    per_peer: bool,
+}
+
+/// A page and where it is served.
+pub(super) struct Page {
+    listener: TcpListener,
+    exporter: Exporter,
+}
+
+/// Binds the page's address, if there is to be one.
+///
+/// # Errors
+/// The address cannot be had.
+pub(super) fn open(metrics: config::Metrics) -> Result<Option<Opened>, ListenError> {
+    match metrics.listen {
+        Listen::Off => Ok(None),
+        Listen::At(address) => {
+            scrape::listen(address).map(|listener| Some(Opened { listener, per_peer: metrics.per_peer }))
+        }
+    }
+}
+
+impl Opened {
+    /// The page of a gateway that has started.
+    pub(super) fn of(self, gateway: &Gateway, interface: &str) -> Page {
+        Page { listener: self.listener, exporter: Exporter::new(gateway, interface, self.per_peer) }
+    }
+}
+
+/// Serves the page, if there is one; never ends.
+pub(super) async fn serve(page: Option<Page>, control: &RefCell<Control<Gateway>>) -> Infallible {
+    let Some(Page { listener, mut exporter }) = page else { return std::future::pending().await };
+    scrape::serve(&listener, || exporter.page(&control.borrow())).await
+}
+
+/// A page is made again no sooner than this: asking faster costs nobody anything.
+const FRESH: Duration = Duration::from_millis(200);
+/// The recorder wants to know where a metric comes from; it makes no use of it.
+const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
+/// The label of the handshake thread beside the workers' numbers.
+const HANDSHAKE: &str = "handshake";
+
+/// The page's maker; lives on the control thread.
+struct Exporter {
+    page: Rc<str>,
+    made: Option<Time>,
+    handle: PrometheusHandle,
+    interface: String,
+    per_peer: bool,
+    workers: Vec<Thread>,
+    handshake: Option<Thread>,
+    outcomes: Vec<(Outcome, Counter)>,
+    switches: Vec<(Switch, Gauge)>,
+    started: Duration,
+    status: Option<File>,
+}
+
+/// One thread's handles and where their values come from.
+struct Thread {
+    board: Arc<Board>,
+    counters: Vec<Counter>,
+    gauges: Vec<Gauge>,
+    drops: Vec<Counter>,
+    /// Of its channels, in the order of [`crate::dataplane::handoff::WorkerLink::queues`].
+    queues: Vec<Gauge>,
+}
+
+impl Thread {
+    /// Copies the board into the handles.
+    fn update(&self) {
+        // A counter never falls: `absolute` keeps the greater.
+        let counters = self.counters.iter().zip(self.board.counters());
+        counters.chain(self.drops.iter().zip(self.board.drops())).for_each(|(handle, n)| handle.absolute(n));
+        self.gauges.iter().zip(self.board.gauges()).for_each(|(handle, n)| handle.set(n as f64));
+    }
+}
+
+/// Registers series.
+struct Registry(PrometheusRecorder);
+
+impl Registry {
+    fn counter(&self, name: &'static str, help: &'static str, labels: Vec<Label>) -> Counter {
+        self.0.describe_counter(name.into(), None, help.into());
+        self.0.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, help: &'static str, labels: Vec<Label>) -> Gauge {
+        self.0.describe_gauge(name.into(), None, help.into());
+        self.0.register_gauge(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// A thread's numbers. `worker` is the label of all, or of the drops only.
+    fn thread(
+        &self,
+        board: &Arc<Board>,
+        (counters, gauges): (&[Series], &[Series]),
+        (worker, on_all): (&str, bool),
+    ) -> Thread {
+        let worker = || Label::new("worker", worker.to_owned());
+        let labels = |series: &Series| {
+            let own = series.label.map(|(label, value)| Label::new(label, value));
+            on_all.then(worker).into_iter().chain(own).collect()
+        };
+        let drop = |reason: &Reason| {
+            self.counter(
+                "ringway_drops_total",
+                "packets, datagrams and handshake messages dropped, by reason",
+                vec![worker(), Label::new("reason", reason.label())],
+            )
+        };
+        Thread {
+            board: Arc::clone(board),
+            counters: counters.iter().map(|s| self.counter(s.name, s.help, labels(s))).collect(),
+            gauges: gauges.iter().map(|s| self.gauge(s.name, s.help, labels(s))).collect(),
+            drops: Reason::ALL.iter().map(drop).collect(),
+            queues: Vec::new(),
+        }
+    }
+
+    fn worker(&self, number: usize, board: &Arc<Board>, queues: &[&'static str]) -> Thread {
+        let worker = number.to_string();
+        let series = (WorkerCounters::SERIES, WorkerGauges::SERIES);
+        let mut thread = self.thread(board, series, (&worker, true));
+        let queue = |name: &&'static str| {
+            let labels = vec![Label::new("worker", worker.clone()), Label::new("queue", *name)];
+            self.gauge("ringway_queue_length", "messages or packets that wait, by queue", labels)
+        };
+        thread.queues = queues.iter().map(queue).collect();
+        thread
+    }
+
+    /// What never changes after the start.
+    fn constants(&self, gateway: &Gateway) {
+        let version = vec![Label::new("version", env!("CARGO_PKG_VERSION"))];
+        self.gauge("ringway_build_info", "always 1; the version is a label", version).set(1.0);
+        let steering = self.gauge(
+            "ringway_steering_on",
+            "1 while packets are steered to their worker by eBPF, 0 if they are handed over",
+            Vec::new(),
+        );
+        steering.set(f64::from(u8::from(gateway.steering.is_ok())));
+    }
+}
+
+impl Exporter {
+    /// Registers all that a started gateway will ever show, with its interface as a label of everything.
+    fn new(gateway: &Gateway, interface: &str, per_peer: bool) -> Self {
+        let builder = PrometheusBuilder::new().add_global_label("interface", interface);
+        let registry = Registry(builder.build_recorder());
+        registry.constants(gateway);
+        let boards = gateway.boards.as_ref();
+        let workers = boards.map(|boards| boards.workers.as_slice()).unwrap_or_default();
+        let queues = |link: &crate::dataplane::handoff::WorkerLink| link.queues().map(|(name, _)| name);
+        let workers = workers.iter().zip(&gateway.workers).enumerate();
+        let series = (HandshakeCounters::SERIES, HandshakeGauges::SERIES);
+        let outcome = |outcome: &Outcome| {
+            let labels = vec![Label::new("outcome", outcome.label())];
+            (*outcome, registry.counter("ringway_handshakes_total", "handshakes, by outcome", labels))
+        };
+        let switch = |switch: Switch| {
+            let labels = vec![Label::new("offload", switch.name())];
+            let help = "1 while the offload, or the clamp of the TCP segment size, is in use";
+            (switch, registry.gauge("ringway_offload_on", help, labels))
+        };
+        Self {
+            page: Rc::from(""),
+            made: None,
+            handle: registry.0.handle(),
+            interface: interface.to_owned(),
+            per_peer,
+            workers: workers.map(|(i, (board, link))| registry.worker(i, board, &queues(link))).collect(),
+            handshake: boards.map(|b| registry.thread(&b.handshake, series, (HANDSHAKE, false))),
+            outcomes: Outcome::ALL.iter().map(outcome).collect(),
+            switches: Switch::ALL.into_iter().map(switch).collect(),
+            started: clock::realtime(),
+            // Held open: later the process may be allowed to open no file.
+            status: File::open("/proc/self/status").ok(),
+        }
+    }
+
+    /// The page as it stands, at most [`FRESH`] old.
+    fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
+        let now = clock::boottime();
+        if self.made.is_none_or(|made| now.since(made) >= FRESH) {
+            self.page = self.make(control).into();
+            self.made = Some(now);
+        }
+        Rc::clone(&self.page)
+    }
+
+    fn make(&self, control: &Control<Gateway>) -> String {
+        let gateway = &control.dataplane;
+        for thread in self.workers.iter().chain(&self.handshake) {
+            thread.update();
+        }
+        for (thread, link) in self.workers.iter().zip(&gateway.workers) {
+            for (gauge, (_, length)) in thread.queues.iter().zip(link.queues()) {
+                gauge.set(length as f64);
+            }
+        }
+        for (outcome, counter) in &self.outcomes {
+            counter.absolute(self.outcome(*outcome));
+        }
+        let states = gateway.offloads.switches().now();
+        for (switch, gauge) in &self.switches {
+            gauge.set(f64::from(u8::from(states.is_on(*switch))));
+        }
+        let mut text = Text { out: self.handle.render(), interface: &self.interface };
+        self.process(&mut text);
+        reasons(&mut text, gateway);
+        if self.per_peer {
+            // Only this needs the workers' answers.
+            peers(&mut text, control, &gateway.reports());
+        }
+        text.out
+    }
+
+    /// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
+    fn outcome(&self, outcome: Outcome) -> u64 {
+        let connected =
+            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
+        let boards = self.workers.iter().chain(&self.handshake).map(|thread| &thread.board);
+        if outcome == Outcome::Completed {
+            let workers = self.workers.iter().map(|thread| &thread.board);
+            return workers.filter_map(|board| board.counters().nth(connected?)).sum();
+        }
+        let of = |board: &Arc<Board>| {
+            let drops = Reason::ALL.iter().zip(board.drops());
+            drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
+        };
+        boards.map(of).sum()
+    }
+
+    /// The metrics that every Prometheus client has of its process.
+    fn process(&self, text: &mut Text<'_>) {
+        text.head("process_cpu_seconds_total", "counter", "processor time of all threads, user and system");
+        text.line("process_cpu_seconds_total", &[], clock::process_time().as_secs_f64());
+        text.head("process_start_time_seconds", "gauge", "when the process began, since the Unix epoch");
+        text.line("process_start_time_seconds", &[], self.started.as_secs_f64());
+        if let Some(bytes) = self.status.as_ref().and_then(resident) {
+            text.head("process_resident_memory_bytes", "gauge", "resident memory");
+            text.line("process_resident_memory_bytes", &[], bytes);
+        }
+    }
+}
+
+/// VmRSS of /proc/PID/status (proc(5)), bytes.
+fn resident(status: &File) -> Option<u64> {
+    let mut buffer = [0; 4096];
+    let read = status.read_at(&mut buffer, 0).ok()?;
+    let text = std::str::from_utf8(buffer.get(..read)?).ok()?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    kib.checked_mul(1024)
+}
+
+/// Why something is off: one series per reason, only while it holds.
+fn reasons(text: &mut Text<'_>, gateway: &Gateway) {
+    let name = "ringway_off_info";
+    text.head(name, "gauge", "1 for what is off, with the reason");
+    if let Err(reason) = &gateway.steering {
+        text.line(name, &[("what", "steering"), ("reason", reason)], 1);
+    }
+    let states = gateway.offloads.switches().now();
+    for switch in Switch::ALL {
+        if let Some(reason) = states.reason(switch) {
+            text.line(name, &[("what", switch.name()), ("reason", reason.text())], 1);
+        }
+    }
+}
+
+/// Series per peer, under our names and under those of prometheus_wireguard_exporter, whose dashboards then work.
+fn peers(text: &mut Text<'_>, control: &Control<Gateway>, reports: &[WorkerReport]) {
+    let at = clock::boottime();
+    let wall = clock::realtime();
+    let stats: std::collections::HashMap<_, _> =
+        reports.iter().flat_map(|report| &report.peers).map(|stats| (stats.peer, stats)).collect();
+    let handshake = |time: Option<Time>| time.map_or(0, |time| wall.saturating_sub(at.since(time)).as_secs());
+    let peers: Vec<_> = control
+        .device
+        .peers()
+        .into_iter()
+        .filter_map(|peer| {
+            let stats = stats.get(&peer.id())?;
+            let key = STANDARD.encode(peer.public_key().0);
+            let values = [stats.rx_bytes, stats.tx_bytes, handshake(stats.last_handshake)];
+            Some((key, allowed_ips(peer), values))
+        })
+        .collect();
+    let name = "ringway_peer_bytes_total";
+    text.head(name, "counter", "outer UDP payload exchanged with the peer since it was made");
+    for (key, _, [received, sent, _]) in &peers {
+        text.line(name, &[("public_key", key), ("direction", "in")], received);
+        text.line(name, &[("public_key", key), ("direction", "out")], sent);
+    }
+    let name = "ringway_peer_last_handshake_timestamp_seconds";
+    text.head(
+        name,
+        "gauge",
+        "when the last handshake was complete, since the Unix epoch; 0 if there was none",
+    );
+    for (key, _, [_, _, handshake]) in &peers {
+        text.line(name, &[("public_key", key)], handshake);
+    }
+    let theirs = [
+        ("wireguard_received_bytes_total", "counter", "bytes received from the peer"),
+        ("wireguard_sent_bytes_total", "counter", "bytes sent to the peer"),
+        (
+            "wireguard_latest_handshake_seconds",
+            "gauge",
+            "Unix time of the last handshake; 0 if there was none",
+        ),
+    ];
+    for (i, (name, kind, help)) in theirs.into_iter().enumerate() {
+        text.head(name, kind, help);
+        for (key, allowed, values) in &peers {
+            let labels = [("public_key", key.as_str()), ("allowed_ips", allowed)];
+            text.line(name, &labels, values.get(i).copied().unwrap_or(0));
+        }
+    }
+}
+
+/// As `wg` lists them, with commas.
+fn allowed_ips(peer: &Peer) -> String {
+    peer.prefixes().map(|prefix| prefix.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// Lines of the exposition format.
+struct Text<'a> {
+    out: String,
+    interface: &'a str,
+}
+
+impl Text<'_> {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let _ = write!(self.out, "{name}{{interface=\"{}\"", escaped(self.interface));
+        for (label, value) in labels {
+            let _ = write!(self.out, ",{label}=\"{}\"", escaped(value));
+        }
+        let _ = writeln!(self.out, "}} {value}");
+    }
+}
+
+/// A label's value as the format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut text = Text { out: String::new(), interface: "w\"g" };
+        text.line("x", &[("reason", "a\\b\nc")], 1.5);
+        assert_eq!(text.out, "x{interface=\"w\\\"g\",reason=\"a\\\\b\\nc\"} 1.5\n");
+    }
+
+    #[test]
+    fn memory_is_read_again_from_the_same_descriptor() {
+        let status = File::open("/proc/self/status").unwrap();
+        for _ in 0..2 {
+            let bytes = resident(&status).unwrap();
+            assert!((1 << 20..1 << 40).contains(&bytes) && bytes.is_multiple_of(1024), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_registry_has_one_series_for_each_label() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let workers: Vec<_> =
+            boards.iter().enumerate().map(|(i, board)| registry.worker(i, board, &["keys"])).collect();
+        let mut counters = WorkerCounters { rx_packets: 7, tx_packets: 9, ..WorkerCounters::default() };
+        counters.drops.add(Reason::NoRoute, 3);
+        let gauges = WorkerGauges { backlog: 4, ..WorkerGauges::default() };
+        counters.publish(&gauges, &boards[1]);
+        // A counter does not fall, whatever the board says; a gauge does.
+        WorkerCounters::default().publish(&WorkerGauges { sessions: 2, ..gauges.clone() }, &boards[0]);
+        workers.iter().for_each(Thread::update);
+        WorkerCounters::default().publish(&WorkerGauges::default(), &boards[1]);
+        workers.iter().for_each(Thread::update);
+        let page = registry.0.handle().render();
+        for line in [
+            r#"ringway_packets_total{worker="0",direction="in"} 0"#,
+            r#"ringway_packets_total{worker="1",direction="in"} 7"#,
+            r#"ringway_packets_total{worker="1",direction="out"} 9"#,
+            r#"ringway_drops_total{worker="1",reason="no_route"} 3"#,
+            r#"ringway_queue_length{worker="1",queue="backlog"} 0"#,
+            r#"ringway_queue_length{worker="0",queue="backlog"} 4"#,
+            r#"ringway_queue_length{worker="0",queue="keys"} 0"#,
+            r#"ringway_sessions{worker="0"} 2"#,
+            "# TYPE ringway_packets_total counter",
+            "# TYPE ringway_sessions gauge",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line} is not in\n{page}");
+        }
+        assert_eq!(page.matches("# TYPE ringway_packets_total ").count(), 1);
+    }
+}

@@ -1,0 +1,41 @@
+//! What the configuration means for the host around the gateway: see [`crate::net::manners`].
+
+use std::path::Path;
+
+use crate::config;
+use crate::net::manners::foreign;
+use crate::net::manners::{Applied, Forward, HostRules, MannersError, Service, Transport};
+use crate::types::Prefix;
+
+/// Puts rules and forwarding in force, and warns of firewalls that drop what clients send all the same.
+pub(super) fn apply(config: &config::Gateway, listen_port: u16) -> Result<Applied, MannersError> {
+    let applied = host_rules(config, listen_port).apply(Path::new(config::RUN))?;
+    if config.forwarding.enabled {
+        match foreign::forward_drops(config.interface.as_str()) {
+            Ok(drops) => drops.iter().for_each(|drop| tracing::warn!("{drop}")),
+            Err(error) => tracing::warn!(%error, "cannot tell whether other firewalls drop clients' packets"),
+        }
+    }
+    Ok(applied)
+}
+
+fn host_rules(config: &config::Gateway, listen_port: u16) -> HostRules {
+    let own = config.addresses.iter().map(|address| address.network());
+    let theirs = config.peer.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+    let tcp = config.services.tcp.iter().map(|port| (Transport::Tcp, port.get()));
+    let udp = config.services.udp.iter().map(|port| (Transport::Udp, port.get()));
+    HostRules {
+        interface: config.interface.clone(),
+        listen_port,
+        // A peer that may send everything is a way out, not a client.
+        clients: own.chain(theirs).filter(|range: &Prefix| range.len() > 0).collect(),
+        outer: Vec::new(),
+        masquerade: config.forwarding.enabled && config.forwarding.masquerade,
+        client_to_client: config.forwarding.client_to_client,
+        services: tcp
+            .chain(udp)
+            .map(|(transport, port)| Service { transport, first: port, last: port })
+            .collect(),
+        forward: if config.forwarding.enabled { Forward::Routed } else { Forward::Off },
+    }
+}

@@ -1,0 +1,200 @@
+//! What a gateway changes in the host around it, and how it takes it back: nftables rules, forwarding, and a look at
+//! the firewalls of others.
+//!
+//! 1. [`HostRules::apply`]: what a gateway left that was killed is undone ([`clean_leftovers`]); then the rules in one
+//!    transaction, then forwarding; each change is recorded before it is made
+//! 2. [`Applied::follow_routes`]: other interfaces may have to forward now
+//! 3. [`foreign::forward_drops`]: who else would drop the clients' packets, and what to tell him
+//! 4. [`Applied::undo`]: forwarding as it was, unless another gateway needs it; the rules go
+//!
+//! Steps 1 and 3 run programs and need root. 2 and 4 need CAP_NET_ADMIN, a writable `/proc/sys`, and no program.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::net::name::InterfaceName;
+use crate::sys::interface;
+use crate::types::Prefix;
+
+pub mod foreign;
+mod forwarding;
+mod nft;
+mod record;
+
+use forwarding::Forwarding;
+use nft::Remover;
+use record::Records;
+
+/// What the host is to do for one gateway. Its TUN device must be there.
+#[derive(Clone, Debug)]
+pub struct HostRules {
+    /// The TUN device.
+    pub interface: InterfaceName,
+    /// UDP port of the outer sockets; not 0.
+    pub listen_port: u16,
+    /// Inner addresses of clients: what is masqueraded, and which families are forwarded.
+    pub clients: Vec<Prefix>,
+    /// Addresses under which clients know this gateway beside the host's own, such as that of a NAT before it.
+    pub outer: Vec<IpAddr>,
+    /// Hide clients behind the address of the interface by which they leave.
+    pub masquerade: bool,
+    /// Let clients reach each other.
+    pub client_to_client: bool,
+    /// What clients may use on the host itself, beside ICMP.
+    pub services: Vec<Service>,
+    /// Between which interfaces the kernel is to forward.
+    pub forward: Forward,
+}
+
+/// A port, or a range of ports, of the host that clients may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// First port; 1 to `last`.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}
+
+/// A transport protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+/// Between which interfaces packets are forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// Nothing is changed.
+    Off,
+    /// The tunnel, and each interface over which the main table has a route.
+    Routed,
+    /// The tunnel, and these.
+    To(Vec<InterfaceName>),
+}
+
+/// Why the host cannot be made to do what a gateway needs.
+#[derive(Debug, thiserror::Error)]
+pub enum MannersError {
+    /// No such device in this network namespace.
+    #[error("there is no interface {0} to make rules for")]
+    NoInterface(InterfaceName),
+    /// Another process holds the record.
+    #[error(
+        "another gateway with the interface {0} runs on this host, or in another of its network namespaces"
+    )]
+    Running(InterfaceName),
+    /// The program is missing.
+    #[error("the program nft is missing: install the package nftables")]
+    NoNft,
+    /// nft or netlink refused.
+    #[error("nftables: {0}")]
+    Nft(String),
+    /// A parameter must be changed and cannot be.
+    #[error(
+        "{parameter} is {value} and must be {wanted}, and cannot be set here ({refusal}): set it from outside before \
+         the start, by `sysctl -w {general}=1` or for a container by `--sysctl {general}=1`"
+    )]
+    Sysctl {
+        /// As sysctl(8) has it.
+        parameter: String,
+        /// The present value.
+        value: String,
+        /// What is needed.
+        wanted: String,
+        /// What has the same effect if it is set before there is the interface.
+        general: &'static str,
+        /// What the kernel said.
+        refusal: io::Error,
+    },
+    /// The record cannot be kept.
+    #[error("{0}: {1}")]
+    Record(String, io::Error),
+    /// A file of /proc cannot be read.
+    #[error("reading {0}: {1}")]
+    Proc(String, io::Error),
+}
+
+/// The rules in force. Taken back when this is dropped.
+#[derive(Debug)]
+pub struct Applied {
+    rules: HostRules,
+    forwarding: Forwarding,
+    remover: Remover,
+}
+
+/// Undoes what gateways of this network namespace left that ended without doing so. Returns their interfaces. `run` is
+/// `/run/ringway`, with a directory per interface; it is made if it is not there.
+///
+/// # Errors
+/// A record, a parameter or the table that cannot be accessed.
+pub fn clean_leftovers(run: &Path) -> Result<Vec<String>, MannersError> {
+    let records = Records::open(run)?;
+    // In this order: an abandoned record that we have locked would look like that of a gateway that runs.
+    let needed = records.needed_by_others(None)?;
+    let abandoned = records.abandoned()?;
+    let remover = Remover::open()?;
+    for (interface, record) in &abandoned {
+        forwarding::restore(record.changes(), &needed);
+        remover.delete(&nft::table_name(interface))?;
+    }
+    let names = abandoned.iter().map(|(interface, _)| interface.clone()).collect();
+    abandoned.iter().for_each(|(_, record)| record.close());
+    Ok(names)
+}
+
+impl HostRules {
+    /// Puts the rules in force and switches forwarding on. `run` is `/run/ringway`, in which a directory for the
+    /// interface is made if there is none. On an error nothing is left changed.
+    ///
+    /// # Errors
+    /// See [`MannersError`].
+    pub fn apply(self, run: &Path) -> Result<Applied, MannersError> {
+        let name = self.interface.as_str();
+        let index =
+            interface::index_of(name).ok_or_else(|| MannersError::NoInterface(self.interface.clone()))?;
+        for interface in clean_leftovers(run)? {
+            tracing::info!(interface, "undone what a gateway left that was killed");
+        }
+        let remover = Remover::open()?;
+        let record = Records::open(run)?.begin(&self.interface)?;
+        // Dropping it undoes what is done from here on.
+        let mut applied =
+            Applied { forwarding: Forwarding::new(record, run.to_owned()), remover, rules: self };
+        nft::load(&nft::ruleset(&applied.rules, index))?;
+        applied.follow_routes()?;
+        Ok(applied)
+    }
+}
+
+impl Applied {
+    /// Routes of the host changed: clients may leave by other interfaces now, which are to forward as well.
+    ///
+    /// # Errors
+    /// See [`MannersError`].
+    pub fn follow_routes(&mut self) -> Result<(), MannersError> {
+        self.forwarding.extend(&self.rules)
+    }
+
+    /// Takes everything back: forwarding first, then the rules. Says what did not work in the log.
+    pub fn undo(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Applied {
+    fn drop(&mut self) {
+        self.forwarding.undo(self.rules.interface.as_str());
+        if let Err(error) = self.remover.delete(&nft::table_name(self.rules.interface.as_str())) {
+            tracing::warn!(%error, "the nftables table stays; the next start removes it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

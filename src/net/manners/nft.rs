@@ -1,0 +1,329 @@
+//! The gateway's nftables table: its text, how it is loaded, and how it is removed without running a program.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use rtnetlink::sys::Socket;
+
+use super::{HostRules, MannersError, Service, Transport};
+use crate::types::Prefix;
+
+/// How the name of each gateway's table begins.
+pub(super) const PREFIX: &str = "ringway_";
+/// Where nft is if the environment names no directory that holds it.
+const NFT: [&str; 2] = ["nft", "/usr/sbin/nft"];
+
+/// The table of an interface's gateway. What nft takes in no name (each byte but letters, digits, `_`, `-` and `.`) is
+/// `/` and two hexadecimal digits: no interface has a slash in its name, so no two share a table.
+pub(super) fn table_name(interface: &str) -> String {
+    let mut name = PREFIX.to_owned();
+    for byte in interface.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => name.push(char::from(byte)),
+            _ => name.push_str(&format!("/{byte:02x}")),
+        }
+    }
+    name
+}
+
+/// The whole table as one transaction that replaces one of that name. The tunnel is named by its index: a name could
+/// hold what nft reads as a pattern.
+pub(super) fn ruleset(rules: &HostRules, tunnel: u32) -> String {
+    let (table, port) = (table_name(rules.interface.as_str()), rules.listen_port);
+    let forward = if rules.client_to_client {
+        String::new()
+    } else {
+        format!("iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"\n")
+    };
+    let (outer, nat, services) = (outer(rules, tunnel), nat(rules, tunnel), services(&rules.services));
+    format!(
+        r#"add table inet {table}
+delete table inet {table}
+table inet {table} {{
+chain before {{
+type filter hook prerouting priority raw; policy accept;
+iif {tunnel} udp dport {port} fib daddr type local counter drop comment "the tunnel inside itself"
+{outer}udp dport {port} fib daddr type local notrack comment "no client's connection may claim these"
+}}
+chain sent {{
+type filter hook output priority raw; policy accept;
+oif {tunnel} udp sport {port} counter drop comment "the tunnel inside itself"
+udp sport {port} notrack comment "no client's connection may claim these"
+}}
+chain host {{
+type filter hook input priority filter; policy accept;
+iif {tunnel} jump clients
+}}
+chain clients {{
+ct state established accept
+meta l4proto {{ icmp, ipv6-icmp }} accept
+{services}counter drop comment "not in services"
+}}
+chain between {{
+type filter hook forward priority filter; policy accept;
+{forward}}}
+{nat}}}
+"#
+    )
+}
+
+/// Under an address that is not the host's own the gateway may be known as well.
+fn outer(rules: &HostRules, tunnel: u32) -> String {
+    let port = rules.listen_port;
+    let mut text = String::new();
+    for address in &rules.outer {
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "iif {tunnel} {family} daddr {address} udp dport {port} counter drop");
+    }
+    text
+}
+
+fn services(services: &[Service]) -> String {
+    let mut text = String::new();
+    for Service { transport, first, last } in services {
+        let transport = match transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        let _ = writeln!(text, "{transport} dport {ports} accept");
+    }
+    text
+}
+
+/// Masquerading. Its UDP ports leave the listen port out: a flow with that source port would claim the datagrams of
+/// the tunnel with the same far end.
+fn nat(rules: &HostRules, tunnel: u32) -> String {
+    if !rules.masquerade {
+        return String::new();
+    }
+    let (first, last) = ports_without(rules.listen_port);
+    let mut text = "chain leaving {\ntype nat hook postrouting priority srcnat; policy accept;\n".to_owned();
+    for (family, v4) in [("ip", true), ("ip6", false)] {
+        let ranges = outermost(rules.clients.iter().filter(|range| range.addr().is_ipv4() == v4));
+        if ranges.is_empty() {
+            continue;
+        }
+        let ranges = ranges.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
+        let from = format!("iif {tunnel} oif != {tunnel} {family} saddr {{ {ranges} }}");
+        let _ = writeln!(text, "{from} meta l4proto udp masquerade to :{first}-{last}");
+        let _ = writeln!(text, "{from} masquerade");
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// The larger of the two ranges of unprivileged ports beside `port`.
+fn ports_without(port: u16) -> (u16, u16) {
+    const FIRST: u16 = 1024;
+    if port < FIRST {
+        (FIRST, u16::MAX)
+    } else if port - FIRST >= u16::MAX - port {
+        (FIRST, port - 1)
+    } else {
+        (port + 1, u16::MAX)
+    }
+}
+
+/// Without those that lie within another: nft refuses overlapping intervals.
+fn outermost<'a>(ranges: impl Iterator<Item = &'a Prefix>) -> Vec<Prefix> {
+    let mut ranges: Vec<Prefix> = ranges.copied().collect();
+    ranges.sort_by_key(|range| (range.addr(), range.len()));
+    ranges.dedup_by(|inner, outer: &mut Prefix| {
+        Prefix::new(inner.addr(), outer.len()).is_some_and(|wider| wider == *outer)
+    });
+    ranges
+}
+
+/// Runs `nft -f -`: all of `text` is in force afterwards, or nothing.
+pub(super) fn load(text: &str) -> Result<(), MannersError> {
+    run(&["-f", "-"], text).map(drop)
+}
+
+/// Runs nft with `input` and returns what it printed.
+pub(super) fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, MannersError> {
+    let failed = |error: io::Error| MannersError::Nft(error.to_string());
+    let spawn = |program: &&str| {
+        let piped = Stdio::piped;
+        Command::new(program).args(arguments).stdin(piped()).stdout(piped()).stderr(piped()).spawn()
+    };
+    let mut spawned = NFT.iter().map(|program| spawn(&program));
+    let mut child = spawned
+        .find(|child| !child.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+        .ok_or(MannersError::NoNft)?
+        .map_err(failed)?;
+    // nft reads all before it says anything. If it ends early, its message says more than our broken pipe.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        written.map_err(failed)?;
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(MannersError::Nft(said.lines().next().unwrap_or("nft failed and did not say why").trim().to_owned()))
+}
+
+/// Deletes tables over a netlink socket that was opened while that was permitted.
+#[derive(Debug)]
+pub(super) struct Remover(Socket);
+
+/// `NETLINK_NETFILTER` of linux/netlink.h.
+const NETFILTER: isize = 12;
+/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h.
+const NFTABLES: u16 = 10;
+/// `NFNL_MSG_BATCH_BEGIN` of linux/netfilter/nfnetlink.h.
+const BATCH_BEGIN: u16 = 0x10;
+/// `NFNL_MSG_BATCH_END`.
+const BATCH_END: u16 = 0x11;
+/// `NFT_MSG_DELTABLE` of linux/netfilter/nf_tables.h, in its subsystem.
+const DELETE_TABLE: u16 = NFTABLES << 8 | 2;
+/// `NFTA_TABLE_NAME`.
+const TABLE_NAME: u16 = 1;
+/// `NFPROTO_INET` of linux/netfilter.h.
+const INET: u8 = 1;
+/// `NLM_F_REQUEST` of linux/netlink.h.
+const REQUEST: u16 = 1;
+/// `NLM_F_ACK`.
+const ACK: u16 = 4;
+/// `NLMSG_ERROR`: also the acknowledgement, with 0.
+const ERROR: u16 = 2;
+/// Size of a netlink header (`nlmsghdr`), bytes.
+const HEADER: usize = 16;
+/// The one message of the batch that is answered.
+const DELETION: u32 = 2;
+
+impl Remover {
+    pub(super) fn open() -> Result<Self, MannersError> {
+        let open = || {
+            let socket = Socket::new(NETFILTER)?;
+            // The kernel answers before a send returns: to wait would be to hang.
+            socket.set_non_blocking(true)?;
+            Ok(Self(socket))
+        };
+        open().map_err(|error: io::Error| MannersError::Nft(format!("opening a netlink socket: {error}")))
+    }
+
+    /// Deletes a table of family inet. None of that name is as good.
+    pub(super) fn delete(&self, table: &str) -> Result<(), MannersError> {
+        let failed = |error: io::Error| MannersError::Nft(format!("deleting the table {table}: {error}"));
+        self.0.send(&deletion(table), 0).map_err(failed)?;
+        loop {
+            let (answers, _) = self.0.recv_from_full().map_err(failed)?;
+            match verdict(&answers) {
+                Some(0) => return Ok(()),
+                Some(code) if -code == libc::ENOENT => return Ok(()),
+                Some(code) => return Err(failed(io::Error::from_raw_os_error(-code))),
+                None => {}
+            }
+        }
+    }
+}
+
+/// A batch that deletes one table.
+fn deletion(table: &str) -> Vec<u8> {
+    let mut attribute = Vec::new();
+    let length = 4 + table.len() + 1;
+    // A table's name has fewer than 256 bytes.
+    attribute.extend((length as u16).to_ne_bytes());
+    attribute.extend(TABLE_NAME.to_ne_bytes());
+    attribute.extend(table.bytes());
+    attribute.resize(length.next_multiple_of(4), 0);
+    let batch = NFTABLES.to_be_bytes();
+    [
+        message(BATCH_BEGIN, REQUEST, 1, [0, 0, batch[0], batch[1]], &[]),
+        message(DELETE_TABLE, REQUEST | ACK, DELETION, [INET, 0, 0, 0], &attribute),
+        message(BATCH_END, REQUEST, 3, [0, 0, batch[0], batch[1]], &[]),
+    ]
+    .concat()
+}
+
+/// A netlink message with netfilter's own header (`nfgenmsg`) before its attributes.
+fn message(kind: u16, flags: u16, sequence: u32, nfgenmsg: [u8; 4], attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + nfgenmsg.len() + attributes.len();
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend((length as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(nfgenmsg);
+    bytes.extend(attributes);
+    bytes
+}
+
+/// What the kernel says of the deletion: 0, or an errno below zero. `None` if it is not in there.
+fn verdict(mut answers: &[u8]) -> Option<i32> {
+    loop {
+        let length = usize::try_from(u32::from_ne_bytes(*answers.first_chunk()?)).ok()?;
+        let answer = answers.get(..length).filter(|answer| answer.len() >= HEADER + 4)?;
+        let word = |at: usize| answer.get(at..)?.first_chunk::<4>().copied();
+        let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
+        let code = i32::from_ne_bytes(word(HEADER)?);
+        // A refusal of the batch as a whole carries the sequence number of its begin.
+        if kind == ERROR && (u32::from_ne_bytes(word(8)?) == DELETION || code != 0) {
+            return Some(code);
+        }
+        answers = answers.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn prefix(text: &str) -> Prefix {
+        let (address, length) = text.split_once('/').unwrap();
+        Prefix::new(address.parse::<IpAddr>().unwrap(), length.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_table_is_named_after_its_interface_and_no_other() {
+        for (interface, table) in [
+            ("wg0", "ringway_wg0"),
+            ("wg-home.2_x", "ringway_wg-home.2_x"),
+            ("a\"b;c", "ringway_a/22b/3bc"),
+            ("é", "ringway_/c3/a9"),
+        ] {
+            assert_eq!(table_name(interface), table);
+        }
+    }
+
+    #[test]
+    fn the_larger_range_beside_the_listen_port() {
+        for (port, range) in [
+            (53, (1024, 65535)),
+            (1024, (1025, 65535)),
+            (5000, (5001, 65535)),
+            (51820, (1024, 51819)),
+            (65535, (1024, 65534)),
+        ] {
+            assert_eq!(ports_without(port), range);
+        }
+    }
+
+    #[test]
+    fn ranges_within_others_are_left_out() {
+        let ranges = ["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "11.0.0.0/8", "10.0.0.0/24"].map(prefix);
+        assert_eq!(outermost(ranges.iter()), ["10.0.0.0/8", "11.0.0.0/8"].map(prefix));
+        assert_eq!(outermost([prefix("1.2.3.4/32"), prefix("0.0.0.0/0")].iter()), [prefix("0.0.0.0/0")]);
+    }
+
+    #[test]
+    fn a_verdict_is_found_among_answers_and_never_beyond_them() {
+        let answer = |sequence, code: i32| {
+            let mut bytes = message(ERROR, 0, sequence, code.to_ne_bytes(), &[0; 16]);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        assert_eq!(verdict(&[answer(1, 0), answer(DELETION, -2)].concat()), Some(-2));
+        assert_eq!(verdict(&answer(1, -1)), Some(-1));
+        let whole = [answer(1, 0), answer(DELETION, 0)].concat();
+        assert_eq!(verdict(&whole), Some(0));
+        for length in 0..whole.len() {
+            assert_eq!(verdict(&whole[..length]), None);
+        }
+    }
+}

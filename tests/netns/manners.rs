@@ -1,0 +1,475 @@
+//! What a gateway does to the host around it: each rule by traffic, both attacks that the rules are for, and the host
+//! before and after.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::errands::run_on;
+use crate::lab::{Host, Lab, machine, target, wait_until};
+use crate::peer::{Implementation, Peer, Remote};
+use crate::topology::{
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, client_prefixes, client_v4, client_v6,
+    connect, gateway_endpoint,
+};
+use crate::traffic::{Capture, ip_packets, must_reach, ping};
+
+/// The server behind the gateway. It knows no way to the clients.
+const SERVER: &str = "198.19.0.2";
+/// The same.
+const SERVER_V6: &str = "fd00:198:19::2";
+/// Beside the defaults.
+const PLAIN: &str = "";
+
+/// `ringway gateway` on a host.
+struct Appliance {
+    host: Arc<Host>,
+    interface: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Appliance {
+    /// Writes the file and the key (a fresh one, if there is none yet), starts, and waits until it serves.
+    fn start(host: &Arc<Host>, interface: &'static str, port: u16, text: &str) -> Self {
+        let mut appliance = Self::launch(host, interface, port, text, "");
+        wait_until("the gateway serves", Duration::from_secs(10), || {
+            assert!(appliance.exit_status().is_none(), "it ended at once: {}", appliance.said());
+            host.run_file(&format!("wireguard/{interface}.sock")).exists()
+        });
+        appliance
+    }
+
+    /// As `start`, after a shell's `before` in a mount namespace of its own, and without waiting.
+    fn launch(host: &Arc<Host>, interface: &'static str, port: u16, text: &str, before: &str) -> Self {
+        let key = host.run_file(&format!("{interface}.key"));
+        if !key.exists() {
+            let mut options = File::options();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&key).unwrap();
+            file.write_all(machine("wg genkey").as_bytes()).unwrap();
+        }
+        let number = if interface == "wg0" { 64 } else { 65 };
+        let text = format!(
+            "interface = \"{interface}\"\nlisten_port = {port}\nprivate_key_file = \"/run/{interface}.key\"\n\
+             workers = 2\naddresses = [\"100.{number}.0.1/16\", \"fd{number}::1/64\"]\n{text}\n[metrics]\n\
+             listen = \"off\"\n"
+        );
+        fs::write(host.run_file(&format!("{interface}.toml")), text).unwrap();
+        let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let program = env!("CARGO_BIN_EXE_ringway");
+        let script = format!("{before}\nexec {program} gateway --config /run/{interface}.toml");
+        let mut command = host.command("unshare");
+        let child = command
+            .args(["-m", "sh", "-ec", &script])
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { host: Arc::clone(host), interface, child, log }
+    }
+
+    fn public(&self) -> String {
+        let key = fs::read_to_string(self.host.run_file(&format!("{}.key", self.interface))).unwrap();
+        self.host.run_with_input("wg pubkey", &key).trim().to_owned()
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    fn signal(mut self, name: &str) -> ExitStatus {
+        machine(&format!("kill -{name} {}", self.child.id()));
+        self.child.wait().unwrap()
+    }
+
+    fn stop(self) {
+        let said = self.log.clone();
+        let status = self.signal("TERM");
+        assert!(status.success(), "{status}: {}", fs::read_to_string(said).unwrap());
+    }
+
+    /// How many packets the rule with this comment has counted.
+    fn counted(&self, comment: &str) -> u64 {
+        let rules = self.host.run(&format!("nft list table inet ringway_{}", self.interface));
+        let lines = rules.lines().filter(|line| line.contains(&format!("comment \"{comment}\"")));
+        let counts =
+            lines.filter_map(|line| line.split_once("packets ")?.1.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("--- the gateway {} said:\n{}", self.interface, self.said());
+        }
+    }
+}
+
+/// A gateway's host with a server behind it.
+fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
+    let (host, server) = (lab.host("gateway"), lab.host("server"));
+    lab.link((&host, "behind"), (&server, "e0"), 1500);
+    host.address("behind", "198.19.0.1/24");
+    host.address("behind", "fd00:198:19::1/64");
+    server.address("e0", "198.19.0.2/24");
+    server.address("e0", "fd00:198:19::2/64");
+    (host, server)
+}
+
+/// Peers for the gateway's file: the clients by number, who then are made by [`client`].
+fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
+    let host = lab.host(&format!("client{i}"));
+    connect(lab, gateway, &host, i, 1500);
+    let client = Peer::start(&host, Implementation::Ringway { workers: 1 }, "wg0", CLIENT_PORT);
+    client.up(&[&format!("{}/10", client_v4(i)), &format!("{}/64", client_v6(i))], 1420);
+    host.run("ip route add 198.19.0.0/24 dev wg0");
+    host.run("ip route add fd00:198:19::/64 dev wg0");
+    client
+}
+
+fn section(i: usize, client: &Peer) -> String {
+    let allowed = client_prefixes(i).replace(',', "\", \"");
+    format!("[[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{allowed}\"]\n", client.public)
+}
+
+/// Tells a client of the gateway as if it were new: a session with a process that is gone lasts for 15 s.
+fn know(i: usize, client: &Peer, appliance: &Appliance, more: &str) {
+    client.set(&format!("peer {} remove", appliance.public()));
+    client.know(&Remote {
+        public: &appliance.public(),
+        allowed: &format!("{OVERLAY},198.19.0.0/24,fd00:198:19::/64{more}"),
+        endpoint: Some(&gateway_endpoint(i, crate::topology::Outer::V4)),
+        ..Remote::default()
+    });
+}
+
+/// What a gateway may change, in words that can be compared.
+fn state(host: &Host) -> String {
+    let mut sysctls: Vec<_> = host
+        .run("sysctl -a -r (forwarding|accept_ra|ip_forward)$")
+        .lines()
+        .filter(|line| !line.contains(".wg"))
+        .map(str::to_owned)
+        .collect();
+    sysctls.sort();
+    let commands = ["nft list ruleset", "ip -br link", "ip route show table all", "ip -6 route", "ip rule"];
+    let outputs: Vec<_> = commands.iter().map(|line| host.run(line)).collect();
+    let run = fs::read_dir(host.run_file("")).unwrap();
+    let mut files: Vec<_> = run.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // The test's own, and what mount(8) keeps.
+    files.retain(|name| !name.starts_with("wg") && name != "mount");
+    files.sort();
+    format!("{}\n{}\n{}", sysctls.join("\n"), outputs.join("\n"), files.join("\n"))
+}
+
+/// Ends a capture of a few packets, which the kernel hands to tcpdump a second late.
+fn caught(capture: Capture) -> PathBuf {
+    std::thread::sleep(Duration::from_millis(1500));
+    capture.stop()
+}
+
+/// Whether a TCP connection can be made.
+fn connects(from: &Host, to: &str, port: u16) -> bool {
+    let script = format!("exec 3<>/dev/tcp/{to}/{port}");
+    from.command("timeout")
+        .args(["1", "bash", "-c", &script])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
+}
+
+/// Something that listens on a TCP port until it is dropped.
+struct Listener(Child);
+
+impl Listener {
+    fn on(host: &Host, port: u16) -> Self {
+        let child = host.line(&format!("iperf3 -s -p {port}")).stdout(Stdio::null()).spawn().unwrap();
+        let listener = Self(child);
+        wait_until("something listens", Duration::from_secs(10), || {
+            !host.run(&format!("ss -Hltn sport = :{port}")).is_empty()
+        });
+        listener
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("{}[services]\ntcp = [8080]\nudp = [5353]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    // ICMP to the host; through it to a server that knows no way back.
+    for there in [GATEWAY_V4, GATEWAY_V6, SERVER, SERVER_V6] {
+        must_reach(&one.host, there);
+    }
+    let _listeners = [Listener::on(&host, 8080), Listener::on(&host, 8081), Listener::on(&server, 8081)];
+    assert!(connects(&one.host, GATEWAY_V4, 8080), "a service");
+    assert!(!connects(&one.host, GATEWAY_V4, 8081), "no service");
+    assert!(!connects(&one.host, "198.19.0.1", 8081), "no service by another of the host's addresses");
+    assert!(connects(&one.host, SERVER, 8081), "a server behind it is no service of the host");
+    // UDP, by what the last rule counts.
+    let before = appliance.counted("not in services");
+    run_on(&one.host, &format!("send-from 4000 {GATEWAY_V4}:5353 5"));
+    assert_eq!(appliance.counted("not in services"), before);
+    run_on(&one.host, &format!("send-from 4000 {GATEWAY_V4}:5354 5"));
+    wait_until("the rule has counted", Duration::from_secs(10), || {
+        appliance.counted("not in services") == before + 5
+    });
+    // The host itself may begin.
+    let _listener = Listener::on(&one.host, 8082);
+    assert!(connects(&host, &client_v4(0), 8082), "from the host to a client");
+    // Without masquerading the server's answers go nowhere: they did come by it.
+    appliance.stop();
+    let text = format!("{}[forwarding]\nmasquerade = false\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    assert_eq!(ping(&one.host, SERVER, 3, 56), 0);
+}
+
+#[test]
+fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let clients = [client(&lab, &host, 0), client(&lab, &host, 1)];
+    let peers = format!("{}{}", section(0, &clients[0]), section(1, &clients[1]));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &peers);
+    for (i, client) in clients.iter().enumerate() {
+        know(i, client, &appliance, "");
+        must_reach(&client.host, GATEWAY_V4);
+    }
+    assert_eq!(ping(&clients[0].host, &client_v4(1), 3, 56), 0);
+    assert_eq!(ping(&clients[0].host, &client_v6(1), 3, 56), 0);
+    assert_eq!(appliance.counted("client_to_client = false"), 6);
+    appliance.stop();
+    let text = format!("{peers}[forwarding]\nclient_to_client = true\n");
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    for (i, client) in clients.iter().enumerate() {
+        know(i, client, &appliance, "");
+        must_reach(&client.host, GATEWAY_V4);
+    }
+    let capture = Capture::start(&clients[1].host, "wg0", 64, "icmp[icmptype] == icmp-echo");
+    must_reach(&clients[0].host, &client_v4(1));
+    must_reach(&clients[0].host, &client_v6(1));
+    let file = caught(capture);
+    let sources: Vec<_> = ip_packets(&file).iter().map(|packet| packet[12..16].to_vec()).collect();
+    fs::remove_file(file).unwrap();
+    assert!(!sources.is_empty() && sources.iter().all(|source| *source == [100, 64, 1, 2]), "{sources:?}");
+}
+
+/// The attack: a client sends, from the port that the gateway listens on, to the outer endpoint of another. Masqueraded
+/// as if the gateway's own socket sent it, it makes a connection whose answers are the other's datagrams to the gateway.
+#[test]
+fn no_client_captures_the_datagrams_of_another() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let (attacker, victim) = (client(&lab, &host, 0), client(&lab, &host, 1));
+    let peers = format!("{}{}", section(0, &attacker), section(1, &victim));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &peers);
+    know(0, &attacker, &appliance, ",198.18.1.0/24");
+    attacker.host.run("ip route add 198.18.1.0/24 dev wg0");
+    must_reach(&attacker.host, GATEWAY_V4);
+    let attack = || {
+        host.run("conntrack -F");
+        run_on(&attacker.host, &format!("send-from {GATEWAY_PORT} 198.18.1.2:{CLIENT_PORT} 5"));
+    };
+
+    // As everybody's how-to has it, it works: what the victim sends comes to the attacker.
+    host.run("nft delete table inet ringway_wg0");
+    host.run("nft add table ip naive");
+    host.run("nft add chain ip naive post { type nat hook postrouting priority 100 ; }");
+    host.run("nft add rule ip naive post oifname != wg0 ip saddr 100.64.0.0/10 masquerade");
+    attack();
+    know(1, &victim, &appliance, "");
+    let captured = Capture::start(&attacker.host, "wg0", 64, &format!("udp dst port {GATEWAY_PORT}"));
+    assert_eq!(ping(&victim.host, GATEWAY_V4, 10, 56), 0, "the attack is none");
+    let file = caught(captured);
+    assert!(!ip_packets(&file).is_empty(), "the attacker got nothing");
+    fs::remove_file(file).unwrap();
+
+    // With our rules it does not.
+    host.run("nft delete table ip naive");
+    appliance.stop();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &peers);
+    know(0, &attacker, &appliance, ",198.18.1.0/24");
+    must_reach(&attacker.host, GATEWAY_V4);
+    let arriving = Capture::start(&victim.host, "e0", 64, "src host 198.18.1.1 and udp dst port 51821");
+    victim.host.run("ip link set wg0 down");
+    attack();
+    let file = caught(arriving);
+    let ports: Vec<_> =
+        ip_packets(&file).iter().map(|packet| u16::from_be_bytes([packet[20], packet[21]])).collect();
+    fs::remove_file(file).unwrap();
+    assert_eq!(ports.len(), 5, "the attacker may send to whom he likes");
+    assert!(ports.iter().all(|port| *port != GATEWAY_PORT), "masqueraded to the listen port: {ports:?}");
+    victim.host.run("ip link set wg0 up");
+    know(1, &victim, &appliance, "");
+    must_reach(&victim.host, GATEWAY_V4);
+    // Nor is there anything of the tunnel's that could be captured, in either direction.
+    for side in ["--orig-port-dst", "--orig-port-src", "--reply-port-dst"] {
+        let listed = host.run(&format!("conntrack -L -p udp {side} {GATEWAY_PORT}"));
+        let outer = |line: &&str| line.contains("198.18.");
+        assert_eq!(
+            listed.lines().filter(outer).count(),
+            usize::from(side == "--orig-port-src"),
+            "{side}: {listed}"
+        );
+    }
+}
+
+#[test]
+fn the_tunnel_does_not_carry_itself() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    // Even where the port is called a service.
+    let text = format!("{}[services]\nudp = [{GATEWAY_PORT}]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    let comment = "the tunnel inside itself";
+    for (n, to) in ["198.19.0.1", GATEWAY_V4, "[fd00:198:19::1]"].into_iter().enumerate() {
+        run_on(&one.host, &format!("send-from 4000 {to}:{GATEWAY_PORT} 5"));
+        wait_until("the rule has counted", Duration::from_secs(10), || {
+            appliance.counted(comment) == 5 * (n as u64 + 1)
+        });
+    }
+    // Another's tunnel on the same port is none of our business.
+    run_on(&one.host, &format!("send-from 4000 {SERVER}:{GATEWAY_PORT} 5"));
+    must_reach(&one.host, GATEWAY_V4);
+    assert_eq!(appliance.counted(comment), 15);
+    // The other way: the client's endpoint is behind the client. (Answers leave by where the question came in.)
+    host.run("ip route add 198.18.0.2/32 dev wg0");
+    wait_until("the gateway's own datagrams have met the rule", Duration::from_secs(10), || {
+        ping(&host, &client_v4(0), 1, 56);
+        appliance.counted(comment) > 15
+    });
+}
+
+#[test]
+fn the_host_is_after_stop_and_kill_what_it_was_before() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let before = state(&host);
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
+    assert!(state(&host).contains("net.ipv4.conf.behind.forwarding = 1"));
+    assert!(state(&host).contains("net.ipv4.ip_forward = 0"));
+    appliance.stop();
+    assert_eq!(state(&host), before);
+
+    // After a kill the rules stay, for the next start to take over.
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
+    appliance.signal("KILL");
+    assert!(state(&host).contains("table inet ringway_wg0"));
+    let _ = fs::remove_file(host.run_file("wireguard/wg0.sock"));
+    Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN).stop();
+    assert_eq!(state(&host), before);
+
+    // A user without rights can take back as much; only its empty directory stays.
+    Appliance::start(&host, "wg0", GATEWAY_PORT, "user = \"nobody\"").stop();
+    let _ = fs::remove_dir(host.run_file("ringway/wg0"));
+    let _ = fs::remove_dir(host.run_file("ringway"));
+    assert_eq!(state(&host), before);
+
+    // What the host had on, it keeps.
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let before = state(&host);
+    Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN).stop();
+    assert_eq!(state(&host), before);
+}
+
+#[test]
+fn two_gateways_on_a_host_leave_each_other_what_they_need() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let before = state(&host);
+    let one = client(&lab, &host, 0);
+    let linked = state(&host);
+    let wg1 = Appliance::start(&host, "wg1", GATEWAY_PORT + 1, PLAIN);
+    let wg0 = Appliance::start(&host, "wg0", GATEWAY_PORT, &section(0, &one));
+    know(0, &one, &wg0, "");
+    must_reach(&one.host, SERVER);
+    must_reach(&one.host, SERVER_V6);
+    wg1.stop();
+    must_reach(&one.host, SERVER);
+    must_reach(&one.host, SERVER_V6);
+    // The other order, with the first one killed: the next start of any gateway cleans up.
+    let wg1 = Appliance::start(&host, "wg1", GATEWAY_PORT + 1, PLAIN);
+    wg0.signal("KILL");
+    wg1.stop();
+    let _ = fs::remove_file(host.run_file("wireguard/wg0.sock"));
+    Appliance::start(&host, "wg1", GATEWAY_PORT + 1, PLAIN).stop();
+    let after = state(&host);
+    assert!(!after.contains("ringway_"), "{after}");
+    assert!(!after.contains("forwarding = 1"), "{after}");
+    assert_ne!(before, linked);
+}
+
+#[test]
+fn a_read_only_proc_sys_is_fine_if_it_is_right_and_named_if_it_is_not() {
+    const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys\nmount -o remount,ro,bind /proc/sys";
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let before = state(&host);
+    let mut appliance = Appliance::launch(&host, "wg0", GATEWAY_PORT, &section(0, &one), READ_ONLY);
+    wait_until("the gateway gives up", Duration::from_secs(10), || appliance.exit_status().is_some());
+    let said = appliance.said();
+    assert_eq!(appliance.exit_status().unwrap().code(), Some(7), "{said}");
+    assert!(said.contains("net.ipv4.conf.wg0.forwarding is 0 and must be 1"), "{said}");
+    assert!(said.contains("--sysctl net.ipv4.ip_forward=1"), "{said}");
+    assert_eq!(state(&host), before);
+
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let appliance = Appliance::launch(&host, "wg0", GATEWAY_PORT, &section(0, &one), READ_ONLY);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, SERVER);
+    must_reach(&one.host, SERVER_V6);
+    appliance.stop();
+}
+
+#[test]
+fn a_firewall_of_the_host_that_drops_clients_is_named_at_start() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    host.run("nft add table inet mine");
+    host.run("nft add chain inet mine ways { type filter hook forward priority 0 ; policy drop ; }");
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &section(0, &one));
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    assert_eq!(ping(&one.host, SERVER, 3, 56), 0);
+    let said = appliance.said();
+    assert!(
+        said.contains("the forward chain inet mine ways (nftables) drops packets from and to clients"),
+        "{said}"
+    );
+    // The rules that it names, word by word.
+    let remedy = said.split("to let them pass: ").nth(1).unwrap().lines().next().unwrap();
+    for line in remedy.split("; ") {
+        assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    }
+    must_reach(&one.host, SERVER);
+}

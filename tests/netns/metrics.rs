@@ -1,0 +1,301 @@
+//! The metrics page on a live gateway: Debian's promtool and Prometheus judge it, the dashboard and the alerts are held
+//! against it, and clients that behave badly do not disturb anybody.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Host, Lab, machine, target, wait_until};
+use crate::peer::{Implementation, Peer};
+use crate::topology::{GATEWAY_V4, Plan, Site, client_v4};
+use crate::traffic::{must_reach, ping};
+
+const PAGE_AT: &str = "127.0.0.1:9586";
+const PROMETHEUS_AT: &str = "127.0.0.1:9090";
+const SOON: Duration = Duration::from_secs(10);
+
+/// Prints what comes back for a request from the address in the first argument.
+const FETCH: &str = r#"
+    use IO::Socket::INET;
+    my $s = IO::Socket::INET->new(PeerAddr => $ARGV[0], Timeout => 5) or die "connect: $!";
+    print $s "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"; print while <$s>;
+"#;
+
+/// Opens a thousand connections, half of which begin a request that never ends, says so, and keeps them.
+const CROWD: &str = r#"
+    use IO::Socket::INET; $| = 1; my @all;
+    for my $n (1..1000) {
+        my $s = IO::Socket::INET->new(PeerAddr => $ARGV[0], Timeout => 5) or die "connection $n: $!";
+        syswrite($s, "GET /metrics HTTP/1.1\r\nX: " . "x" x 1000) if $n % 2;
+        push @all, $s;
+    }
+    print "open\n"; sleep;
+"#;
+
+fn tool(name: &str) -> PathBuf {
+    let path = target().join("tools/prometheus/usr/bin").join(name);
+    assert!(path.exists(), "{} is missing: run `make deps`", path.display());
+    path
+}
+
+fn project(file: &str) -> String {
+    std::fs::read_to_string(format!("{}/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// A gateway with two workers and metrics, and a client that has reached it.
+fn site(lab: &Lab, variables: &[(&'static str, &'static str)]) -> Site {
+    let mut plan = Plan::new(Implementation::Ringway { workers: 2 }, Implementation::Ringway { workers: 1 });
+    plan.variables = [&[("RINGWAY_METRICS", PAGE_AT)], variables].concat();
+    let site = plan.build(lab);
+    must_reach(&site.clients[0].host, GATEWAY_V4);
+    site
+}
+
+fn page(host: &Host) -> String {
+    let mut fetch = host.command("perl");
+    let output = fetch.args(["-e", FETCH, PAGE_AT]).output().unwrap();
+    let answer = String::from_utf8(output.stdout).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    body.to_owned()
+}
+
+/// The sum of a metric's series that contain `label`.
+fn sum(page: &str, metric: &str, label: &str) -> u64 {
+    let series = page.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(label));
+    series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+/// The metrics that a page declares.
+fn declared(page: &str) -> BTreeSet<&str> {
+    page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect()
+}
+
+/// The metrics that an expression or a file names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| ["ringway_", "wireguard_", "process_"].iter().any(|p| word.starts_with(p))).collect()
+}
+
+/// Every PromQL expression of the dashboard, with its variables filled in.
+fn dashboard() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            Value::Object(entries) => {
+                found.extend(entries.get("expr").and_then(Value::as_str).map(str::to_owned));
+                entries.values().for_each(|value| collect(value, found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    collect(&serde_json::from_str(&project("config/grafana.json")).unwrap(), &mut found);
+    let fill = |expr: String| expr.replace("$__rate_interval", "5s").replace("$interface", "wg0");
+    found.into_iter().map(fill).collect()
+}
+
+/// A Prometheus that scrapes the page of its host.
+struct Prometheus<'a> {
+    host: &'a Host,
+    child: Child,
+    place: PathBuf,
+}
+
+impl<'a> Prometheus<'a> {
+    fn start(host: &'a Host) -> Self {
+        let place = target().join("tmp").join(format!("prometheus-{}", host.namespace));
+        std::fs::create_dir_all(&place).unwrap();
+        let rules = place.join("alerts.yaml");
+        std::fs::write(&rules, project("config/alerts.yaml")).unwrap();
+        let config = format!(
+            "global: {{ scrape_interval: 500ms, scrape_timeout: 400ms, evaluation_interval: 1s }}\n\
+             rule_files: [ {} ]\n\
+             scrape_configs: [ {{ job_name: ringway, static_configs: [ {{ targets: [ '{PAGE_AT}' ] }} ] }} ]\n",
+            rules.display()
+        );
+        std::fs::write(place.join("prometheus.yml"), config).unwrap();
+        let child = host
+            .command(tool("prometheus"))
+            .arg(format!("--config.file={}", place.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", place.join("data").display()))
+            .arg(format!("--web.listen-address={PROMETHEUS_AT}"))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(place.join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { host, child, place }
+    }
+
+    /// The answer to an instant query, a line per series; `None` while there is no Prometheus.
+    fn query(&self, expr: &str) -> Option<String> {
+        let mut query = self.host.command(tool("promtool"));
+        let url = format!("http://{PROMETHEUS_AT}");
+        let output = query.args(["query", "instant", &url, expr]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("bad_data"), "{expr}: {said}");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The answer if it is one number.
+    fn number(&self, expr: &str) -> Option<u64> {
+        self.query(expr)?.split("=> ").nth(1)?.split(' ').next()?.parse().ok()
+    }
+}
+
+impl Drop for Prometheus<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!(
+                "--- prometheus:\n{}",
+                std::fs::read_to_string(self.place.join("log")).unwrap_or_default()
+            );
+        }
+        let _ = std::fs::remove_dir_all(&self.place);
+    }
+}
+
+#[test]
+fn prometheus_knows_what_a_gateway_carried() {
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[("RINGWAY_METRICS_PER_PEER", "1")]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let prometheus = Prometheus::start(&gateway.host);
+    assert_eq!(ping(&client.host, GATEWAY_V4, 40, 1000), 40);
+
+    // What promtool thinks of the page: names, units, help, types.
+    let text = page(&gateway.host);
+    gateway.host.run_with_input(&format!("{} check metrics", tool("promtool").display()), &text);
+
+    // Keepalives may follow: both are asked until they agree.
+    let series = r#"ringway_packets_total{direction="in"}"#;
+    wait_until("Prometheus and `ringway show` agree", Duration::from_secs(30), || {
+        let shown = gateway.counter(series);
+        shown >= Some(40) && prometheus.number(&format!("sum({series})")) == shown
+    });
+    let key = &client.public;
+    let sent = prometheus.number(&format!("wireguard_sent_bytes_total{{public_key=\"{key}\"}}"));
+    assert!(sent.is_some_and(|bytes| bytes >= 40 * 1000), "{sent:?}");
+    let sum = prometheus.number(r#"sum(ringway_handshakes_total{outcome="completed",interface="wg0"})"#);
+    assert_eq!(sum, Some(1));
+
+    // Everything that the dashboard asks is understood and about something that is there.
+    let declared = declared(&text);
+    let dashboard = dashboard();
+    assert!(dashboard.len() >= 10);
+    for expr in &dashboard {
+        assert!(prometheus.query(expr).is_some(), "{expr}");
+        let names = named(expr);
+        assert!(!names.is_empty() && names.is_subset(&declared), "{expr}");
+    }
+    // And what the alerts ask, none of which fires on a gateway in good order.
+    let alerts = project("config/alerts.yaml");
+    let names = named(&alerts);
+    assert!(names.len() >= 5 && names.is_subset(&declared), "{:?}", names.difference(&declared));
+    machine(&format!(
+        "{} check rules {}/config/alerts.yaml",
+        tool("promtool").display(),
+        env!("CARGO_MANIFEST_DIR")
+    ));
+    assert_eq!(prometheus.query("ALERTS").as_deref().map(str::trim), Some(""));
+    // One that has a reason to.
+    gateway.host.run(&format!("{} switch wg0 udp-send=off", gateway.implementation.program().display()));
+    wait_until("the alert is there", SOON, || {
+        prometheus.query("ALERTS").is_some_and(|alerts| {
+            alerts.contains("RingwayOffloadOff") && alerts.contains(r#"offload="udp_send""#)
+        })
+    });
+    let off = r#"ringway_off_info{interface="wg0",what="udp_send",reason="switched off"} 1"#;
+    assert!(page(&gateway.host).contains(off));
+    gateway.host.run(&format!("{} switch wg0 udp-send=on", gateway.implementation.program().display()));
+    wait_until("the reason is gone", SOON, || !page(&gateway.host).contains(off));
+}
+
+#[test]
+fn a_page_names_clients_only_on_request_and_totals_outlive_them() {
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let (inner, outer) = (client_v4(0), "198.18.0.2");
+    let text = page(&gateway.host);
+    for secret in [client.public.as_str(), &inner, outer] {
+        assert!(!text.contains(secret), "{secret} stands on the page:\n{text}");
+    }
+    let client_page = page(&client.host);
+    assert!(!client_page.contains("198.18.") && !client_page.contains(&gateway.public));
+
+    let Some(lab) = Lab::new() else { return };
+    let site = self::site(&lab, &[("RINGWAY_METRICS_PER_PEER", "1")]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let before = page(&gateway.host);
+    let key = &client.public;
+    assert!(before.contains(&format!("public_key=\"{key}\",allowed_ips=\"{inner}/32,")), "{before}");
+    assert!(!before.contains(outer), "an outer address:\n{before}");
+    assert_eq!(sum(&before, "wireguard_latest_handshake_seconds", key).to_string().len(), 10, "{before}");
+    let totals = |page: &str| {
+        let names = [
+            "ringway_packets_total",
+            "ringway_bytes_total",
+            "ringway_handshakes_total",
+            "ringway_turns_total",
+        ];
+        names.map(|name| sum(page, name, ""))
+    };
+    assert_eq!((sum(&before, "ringway_peers", ""), sum(&before, "ringway_sessions", "")), (1, 1));
+    gateway.set(&format!("peer {key} remove"));
+    wait_until("the peer is gone from the page", SOON, || !page(&gateway.host).contains(key.as_str()));
+    let after = page(&gateway.host);
+    assert_eq!((sum(&after, "ringway_peers", ""), sum(&after, "ringway_sessions", "")), (0, 0));
+    for (before, after) in totals(&before).into_iter().zip(totals(&after)) {
+        assert!(0 < before && before <= after, "{before} became {after}");
+    }
+}
+
+/// A thousand connections that ask for nothing, or never come to an end.
+#[test]
+fn a_crowd_at_the_page_disturbs_nobody() {
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let mut crowd = gateway.host.command("perl");
+    let mut crowd = crowd.args(["-e", CROWD, PAGE_AT]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(crowd.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "open\n");
+    let begin = Instant::now();
+    let text = page(&gateway.host);
+    assert!(begin.elapsed() < Duration::from_secs(3), "the page took {:?}", begin.elapsed());
+    assert!(text.contains("ringway_build_info"));
+    let begin = Instant::now();
+    assert!(gateway.report().is_some());
+    assert!(begin.elapsed() < Duration::from_secs(3), "`ringway show` took {:?}", begin.elapsed());
+    assert_eq!(ping(&client.host, GATEWAY_V4, 40, 56), 40);
+    let open = machine(&format!("ls /proc/{}/fd", gateway.pid())).lines().count();
+    assert!(open < 100, "the gateway has {open} descriptors open");
+    crowd.kill().unwrap();
+    crowd.wait().unwrap();
+}
+
+#[test]
+fn a_used_address_is_an_error_that_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("gateway");
+    let _first = Peer::start_with(
+        &host,
+        Implementation::Ringway { workers: 1 },
+        "wg0",
+        1,
+        &[("RINGWAY_METRICS", PAGE_AT)],
+    );
+    let mut second = host.command(Implementation::Ringway { workers: 1 }.program());
+    let output = second.args(["-f", "wg1"]).env("RINGWAY_METRICS", PAGE_AT).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(PAGE_AT) && said.contains("in use"), "{said}");
+    assert!(!host.has_interface("wg1"));
+}
