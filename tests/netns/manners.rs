@@ -279,8 +279,9 @@ fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
     assert!(!sources.is_empty() && sources.iter().all(|source| *source == [100, 64, 1, 2]), "{sources:?}");
 }
 
-/// The attack: a client sends, from the port that the gateway listens on, to the outer endpoint of another. Masqueraded
-/// as if the gateway's own socket sent it, it makes a connection whose answers are the other's datagrams to the gateway.
+/// The attack: a client sends, from the port that the gateway listens on, to the outer endpoint of another.
+/// Masqueraded as if the gateway's own socket sent it, it makes a connection whose answers are the other's datagrams to
+/// the gateway.
 #[test]
 fn no_client_captures_the_datagrams_of_another() {
     let Some(lab) = Lab::new() else { return };
