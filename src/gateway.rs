@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
 use tokio::sync::watch;
 
+use self::supervisor::Pulse;
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use crate::control::errno::Errno;
 use crate::crypto::random::SystemRng;
@@ -54,6 +55,7 @@ pub mod failure;
 mod home;
 mod offloads;
 mod serving;
+pub mod supervisor;
 
 use offloads::Offloads;
 
@@ -333,6 +335,16 @@ impl Gateway {
             (0..self.workers.len()).map_while(|_| answers.recv_timeout(ANSWER).ok()).collect();
         reports.sort_by_key(|report| report.worker);
         reports
+    }
+
+    /// Asks every thread whether it still turns.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let asked = self.workers.len() + 1;
+        let (answer, answers) = bounded(asked);
+        self.tell_all(|| ToWorker::Turns(answer.clone()));
+        self.handshake.send(ToHandshake::Turns(answer));
+        Pulse::new(answers, asked)
     }
 
     fn handshake_counters(&self) -> HandshakeCounters {

@@ -6,16 +6,24 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use tracing::level_filters::LevelFilter;
 
-use crate::config;
+use super::logging;
+use crate::config::{self, LogFormat};
 use crate::gateway::appliance::{self, Options};
 
-/// `gateway [--config FILE] [--check]`
+/// `gateway [--config FILE] [--check] [--log LEVEL] [--log-format FORMAT]`
 #[derive(Debug, Args)]
 pub struct GatewayArgs {
     /// The configuration
     #[arg(short, long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+    /// The least level that is logged: silent, error, warn, info, debug
+    #[arg(long, value_name = "LEVEL", value_parser = logging::level_argument)]
+    log: Option<LevelFilter>,
+    /// How a line of the log looks: text, json
+    #[arg(long, value_name = "FORMAT", value_parser = logging::format_argument)]
+    log_format: Option<LogFormat>,
     /// Only say what is wrong with the configuration
     #[arg(long)]
     check: bool,
@@ -30,7 +38,8 @@ pub fn run(args: &GatewayArgs) -> anyhow::Result<()> {
     if args.check {
         return writeln!(io::stdout(), "{}: no mistakes", args.config.display()).context("standard output");
     }
-    super::logging::init_at(config.log.level);
+    let level = args.log.unwrap_or_else(|| logging::level_of(config.log.level));
+    logging::start(level, args.log_format.unwrap_or(config.log.format));
     appliance::run(Options {
         config,
         credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),

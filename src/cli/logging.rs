@@ -1,10 +1,22 @@
-//! Log lines to the standard error, in UTC, as `LOG_LEVEL` asks.
+//! The log: lines to the standard error, in UTC, as text or JSON; the same line at most a few times a minute; with the
+//! journal's priorities where the standard error is the journal.
 
-use std::io::{self, IsTerminal as _};
+use std::env;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config::Level;
+use crate::config::{Level, LogFormat};
+
+mod lines;
+mod repeats;
+
+use lines::{Lines, Look};
 
 /// wireguard-go's words, and `info` and `warn` beside them; `None` for any other.
 #[must_use]
@@ -19,36 +31,62 @@ pub fn level(word: &str) -> Option<LevelFilter> {
     })
 }
 
-/// Sets the process's logger up for a gateway.
-pub fn init_at(level: Level) {
-    start(match level {
+/// `--log LEVEL`.
+///
+/// # Errors
+/// None of the words.
+pub fn level_argument(word: &str) -> Result<LevelFilter, String> {
+    level(word).ok_or_else(|| "it is none of silent, error, warn, info, debug".to_owned())
+}
+
+/// `--log-format FORMAT`.
+///
+/// # Errors
+/// None of the words.
+pub fn format_argument(word: &str) -> Result<LogFormat, String> {
+    match word {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("it is neither text nor json".to_owned()),
+    }
+}
+
+/// The configuration's word as a filter.
+#[must_use]
+pub fn level_of(level: Level) -> LevelFilter {
+    match level {
         Level::Silent => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
-    });
+    }
 }
 
-fn start(level: LevelFilter) {
+/// Sets the process's logger up.
+pub fn start(level: LevelFilter, format: LogFormat) {
+    let journal = env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, &io::stderr()));
+    let lines = Lines::new(Look { format, journal });
     // An error means that there is a logger already: then that one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .with_target(false)
-        .try_init();
+    let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
 }
 
-/// Sets the process's logger up. Without `LOG_LEVEL`, or with a word that is none of its, warnings and errors are
-/// written.
+/// As [`start`], for a device: `LOG_LEVEL` decides. Without it, or with a word that is none of its, warnings and errors
+/// are written.
 pub fn init() {
-    let word = std::env::var("LOG_LEVEL").unwrap_or_default();
+    let word = env::var("LOG_LEVEL").unwrap_or_default();
     let chosen = level(&word);
-    start(chosen.unwrap_or(LevelFilter::WARN));
+    start(chosen.unwrap_or(LevelFilter::WARN), LogFormat::Text);
     if chosen.is_none() && !word.is_empty() {
         tracing::warn!(word, "LOG_LEVEL is none of silent, error, warn, info, debug, verbose");
     }
+}
+
+/// True if `stream`, "device:inode" as systemd.exec(5) has it, is this file: it may have been redirected since.
+fn is_stream(stream: &str, file: &impl AsFd) -> bool {
+    let copy = file.as_fd().try_clone_to_owned();
+    let Ok(meta) = copy.and_then(|fd| File::from(fd).metadata()) else { return false };
+    stream == format!("{}:{}", meta.dev(), meta.ino())
 }
 
 #[cfg(test)]
@@ -64,5 +102,18 @@ mod tests {
         assert_eq!(level("info"), Some(LevelFilter::INFO));
         assert_eq!(level("loud"), None);
         assert_eq!(level(""), None);
+        assert_eq!(level_argument("warn"), Ok(level_of(Level::Warn)));
+        assert!(level_argument("loud").is_err());
+        assert_eq!(format_argument("json"), Ok(LogFormat::Json));
+        assert!(format_argument("xml").is_err());
+    }
+
+    #[test]
+    fn the_journal_is_known_by_device_and_inode() {
+        let file = File::open("/dev/null").unwrap();
+        let meta = file.metadata().unwrap();
+        assert!(is_stream(&format!("{}:{}", meta.dev(), meta.ino()), &file));
+        assert!(!is_stream(&format!("{}:{}", meta.dev(), meta.ino() + 1), &file));
+        assert!(!is_stream("", &file));
     }
 }

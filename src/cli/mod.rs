@@ -6,6 +6,7 @@ pub mod device;
 pub mod gateway;
 pub mod keys;
 pub mod logging;
+pub mod report;
 pub mod show;
 mod suggest;
 pub mod switch;

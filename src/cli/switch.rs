@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::show::PATIENCE;
+use super::report::PATIENCE;
 use crate::control::socket::{DIRECTORY, socket_path};
 use crate::dataplane::offload::switches::Switch;
 use crate::net::name::InterfaceName;

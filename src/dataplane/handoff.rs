@@ -145,6 +145,8 @@ pub enum ToWorker {
     ReplaceSockets(super::Sockets),
     /// Send back counters and per-peer statistics.
     Report(Sender<WorkerReport>),
+    /// Answer, if the loop still turns.
+    Turns(Sender<()>),
     /// Leave the loop.
     Stop,
 }

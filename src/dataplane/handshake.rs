@@ -52,6 +52,8 @@ pub enum ToHandshake {
     ReplaceSockets(Sockets),
     /// Asks for the counters.
     Report(Sender<HandshakeCounters>),
+    /// Answer, if the loop still turns.
+    Turns(Sender<()>),
     /// Leave the loop.
     Stop,
 }
@@ -389,6 +391,9 @@ impl HandshakeThread {
                 ToHandshake::ReplaceSockets(sockets) => self.parts.sockets = sockets,
                 ToHandshake::Report(reply) => {
                     let _ = reply.send(self.counters.clone());
+                }
+                ToHandshake::Turns(answer) => {
+                    let _ = answer.send(());
                 }
                 ToHandshake::Stop => self.stop = true,
             }

@@ -611,6 +611,9 @@ impl<I: Io> Worker<I> {
                 }
             }
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
+            ToWorker::Turns(answer) => {
+                let _ = answer.send(());
+            }
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
             }

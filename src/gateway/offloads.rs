@@ -2,7 +2,8 @@
 //!
 //! The workers look at the shared [`Switches`] themselves. Two offloads are also the kernel's business and are set
 //! here: which super-packets the TUN device hands out (TUNSETOFFLOAD), and UDP_GRO on the outer sockets. What is on
-//! its way in either form while a switch is turned is understood in either position.
+//! its way in either form while a switch is turned is understood in either position, but for what the outer sockets hold
+//! when UDP_GRO is turned off: the kernel then yields runs without the length of their datagrams, and they are lost.
 
 use std::io;
 use std::os::fd::OwnedFd;

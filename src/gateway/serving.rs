@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use caps::Capability;
 
-use super::Gateway;
 use super::exporter::{self, Page};
+use super::{Gateway, supervisor};
+use crate::control::dataplane::DataPlane as _;
 use crate::control::socket::UapiSocket;
 use crate::control::{Control, server};
 use crate::net::link::{LinkEvent, LinkWatch};
@@ -79,13 +80,20 @@ impl Serving {
             // An error means that no worker is left to say so.
             let _ = gone.wait_for(|gone| *gone).await;
         };
+        let status = {
+            let Control { dataplane, .. } = &*control.borrow();
+            format!("serving on port {} with {} workers", dataplane.port(), dataplane.workers())
+        };
+        supervisor::ready(&status);
         let end = tokio::select! {
             end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket"),
             () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = exporter::serve(metrics, &control) => match never {},
+            never = supervisor::watch(&control) => match never {},
             () = ended => Ok(server::End::Signal),
         };
         tracing::info!(?end, "ending");
+        supervisor::stopping();
         drop(socket);
         control.into_inner().dataplane.stop();
         end

@@ -44,7 +44,7 @@ const LISTENER: &str = r#"
 
 /// Executes its arguments under a filter that answers io_uring_setup(2) with an errno: no_new_privs, then a classic
 /// BPF program (load the system call's number; is it 425? errno : allow).
-const FILTER: &str = r#"
+pub(crate) const FILTER: &str = r#"
     my ($prctl, $seccomp, $errno, @command) = @ARGV;
     my $filter = pack("SCCL" x 4, 0x20,0,0,0, 0x15,0,1,425, 0x06,0,0,0x50000|$errno, 0x06,0,0,0x7fff0000);
     my $program = pack("S x6 P", 4, $filter);
@@ -62,7 +62,7 @@ fn ringway(host: &Host, arguments: &str) -> Output {
     host.attempt(&format!("{} {arguments}", program()))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -109,7 +109,7 @@ impl Drop for Foreground {
 }
 
 /// The launcher's words for perl, which is part of every Debian.
-fn perl<'a>(script: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn perl<'a>(script: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
     [&["perl", "-e", script, "--"], arguments].concat()
 }
 

@@ -2,8 +2,7 @@
 //!
 //! `lab` makes hosts (a network namespace each, with a `/var/run` of its own), `peer` runs one WireGuard
 //! implementation on a host, `topology` connects a gateway and its clients, `traffic` measures, `errands` are the
-//! small programs of ours that must run inside a namespace. The tests stand in `confinement`, `dropin`, `interop`,
-//! `dataplane`, `edits`, `hostile`, `lifecycle`, `metrics` and `offload`.
+//! small programs of ours that must run inside a namespace. The other files hold the tests.
 //!
 //! Root is needed. Without it each test says that it was skipped; with `RINGWAY_REQUIRE_ROOT=1` it fails instead.
 //! `RINGWAY_LAB_SELF=wireguard-go` puts wireguard-go in Ringway's place: the harness proves itself that way.
@@ -15,6 +14,7 @@
     reason = "a test ends by a panic that says what went wrong"
 )]
 
+mod appliance;
 mod confinement;
 mod dataplane;
 mod dropin;
@@ -28,6 +28,7 @@ mod lifecycle;
 mod metrics;
 mod offload;
 mod peer;
+mod supervised;
 mod topology;
 mod traffic;
 

@@ -174,7 +174,10 @@ fn offloads_are_switched_under_traffic() {
         let report = flow.finish();
         assert!(report.rate > 20e6, "{way:?}: {report:?}");
     }
-    assert_eq!(gateway.drops(&["tun_invalid", "tun_malformed", "send_failed", "unauthentic"]), Some(0));
+    let unexpected = gateway.drops(&["tun_invalid", "tun_malformed", "send_failed", "tun_full"]);
+    assert_eq!(unexpected, Some(0), "{:#}", gateway.report().unwrap()["drops"]);
+    // What the sockets held as runs while UDP_GRO was turned off comes as one datagram that is none.
+    assert!(gateway.drops(&["unauthentic"]) < Some(200), "{:#}", gateway.report().unwrap()["drops"]);
 }
 
 /// A route says that more fits than the device takes: the network stack believes it, and the gateway has to answer.
@@ -186,14 +189,15 @@ fn a_packet_that_does_not_fit_is_answered() {
     must_reach(&client.host, GATEWAY_V4);
     for (to, own, header) in [(client_v4(0), "/32", 28), (client_v6(0), "/128", 48)] {
         gateway.host.run(&format!("ip route add {to}{own} dev wg0 mtu 1500"));
-        // The first ones arrive: the MTU may just have been raised.
-        assert_eq!(ping(&gateway.host, &to, 1, 1500 - header), 1, "{to}");
+        // The first one arrives: the MTU may just have been raised. (The worker is certain when IPv6 comes.)
+        let passes = u32::from(header == 28);
+        assert_eq!(ping(&gateway.host, &to, 1, 1500 - header), passes, "{to}");
         let too_long = format!("ping -M do -c 1 -W 1 -s {} {to}", 1500 - header);
         wait_until("the network stack knows the MTU", Duration::from_secs(30), || {
+            // Its own word by now, or our answer: "mtu: 1420", "mtu=1420", "mtu = 1420".
             let output = gateway.host.attempt(&too_long);
-            String::from_utf8_lossy(&output.stderr).contains("mtu=1420")
-                || String::from_utf8_lossy(&output.stdout).contains("mtu=1420")
-                || String::from_utf8_lossy(&output.stdout).contains("mtu = 1420")
+            let said = [output.stdout, output.stderr].concat();
+            String::from_utf8_lossy(&said).lines().any(|line| line.contains("mtu") && line.contains("1420"))
         });
         assert_eq!(ping(&gateway.host, &to, 1, 1420 - header), 1, "{to}: what fits");
     }

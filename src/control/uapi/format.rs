@@ -86,8 +86,10 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// The answer to `show=json`: what `get=1` says except the secrets, and the data plane's report.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+/// The answer to `show=json`: what `get=1` says except the secrets, and the data plane's report. What an older or newer
+/// program leaves out is read as its default.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Show {
     /// Base64; `None` without a private key.
     pub public_key: Option<String>,
@@ -102,7 +104,8 @@ pub struct Show {
 }
 
 /// One peer of [`Show`].
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct ShowPeer {
     /// Base64.
     pub public_key: String,

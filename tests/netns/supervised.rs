@@ -1,0 +1,101 @@
+//! What a service manager hears, and what it hears when a thread hangs.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::lab::{Lab, machine};
+use crate::peer::{Implementation, Peer};
+use crate::topology::GATEWAY_PORT;
+
+/// Ten times what anything takes here.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Stops one thread of another process (PTRACE_SEIZE, PTRACE_INTERRUPT; linux/ptrace.h) for as long as it lives itself.
+const HOLD: &str = r#"
+    $| = 1;
+    my ($ptrace, $thread) = @ARGV;
+    syscall($ptrace, 0x4206, $thread + 0, 0, 0) == 0 or die "seize: $!";
+    syscall($ptrace, 0x4207, $thread + 0, 0, 0) == 0 or die "interrupt: $!";
+    print "held\n"; sleep;
+"#;
+
+/// What the service manager reads.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    /// The next message within this time.
+    fn next(&self, limit: Duration) -> Option<String> {
+        self.0.set_read_timeout(Some(limit)).unwrap();
+        let mut bytes = [0; 4096];
+        let len = self.0.recv(&mut bytes).ok()?;
+        Some(String::from_utf8(bytes[..len].to_vec()).unwrap())
+    }
+
+    /// Waits for a message with this line in it.
+    fn hears(&self, wanted: &str) -> String {
+        let begin = Instant::now();
+        while begin.elapsed() < SOON {
+            if let Some(said) = self.next(SOON).filter(|said| said.lines().any(|line| line == wanted)) {
+                return said;
+            }
+        }
+        panic!("{wanted} was not said");
+    }
+
+    /// Forgets what was said for a while, then listens: true if nothing more is said for a second.
+    fn is_told_nothing(&self) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(500) {
+            let _ = self.next(Duration::from_millis(50));
+        }
+        self.next(Duration::from_secs(1)).is_none()
+    }
+}
+
+/// The number of a process's thread of this name.
+fn thread(pid: u32, name: &str) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(Result::unwrap);
+    let named = |path: &std::path::Path| std::fs::read_to_string(path.join("comm")).unwrap().trim() == name;
+    let mut found = tasks.filter(|task| named(&task.path()));
+    found.next().unwrap().file_name().into_string().unwrap()
+}
+
+#[test]
+fn the_watchdog_is_fed_while_every_thread_turns() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("alone");
+    let manager = Manager(UnixDatagram::bind(host.run_file("notify")).unwrap());
+    let variables = [("NOTIFY_SOCKET", "/var/run/notify"), ("WATCHDOG_USEC", "400000")];
+    let ringway = Implementation::Ringway { workers: 2 };
+    let mut peer = Peer::start_with(&host, ringway, "wg0", GATEWAY_PORT, &variables);
+
+    let ready = manager.hears("READY=1");
+    assert!(ready.contains("STATUS=serving on port ") && ready.contains(" with 2 workers"), "{ready}");
+    let begin = Instant::now();
+    for _ in 0..5 {
+        manager.hears("WATCHDOG=1");
+    }
+    // Idle threads sleep without end: they are woken to answer, and not asked more often than said.
+    assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
+
+    let ptrace = if cfg!(target_arch = "x86_64") { "101" } else { "117" };
+    for name in ["ringway-w0", "ringway-w1", "ringway-hs"] {
+        let mut perl = crate::lab::command("perl");
+        perl.args(["-e", HOLD, "--", ptrace, &thread(peer.pid(), name)]).stdout(Stdio::piped());
+        let mut holder = perl.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        assert!(manager.is_told_nothing(), "{name} hangs, and the watchdog is fed");
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        manager.hears("WATCHDOG=1");
+    }
+
+    machine(&format!("kill -TERM {}", peer.pid()));
+    manager.hears("STOPPING=1");
+    crate::lab::wait_until("it has ended", SOON, || peer.exit_status().is_some());
+    assert!(peer.exit_status().unwrap().success());
+}
