@@ -39,8 +39,10 @@ fn sample() -> Report {
         ],
         "dataplane": {
             "workers": [
-                { "peers": 1, "counters": { r#"ringway_bytes_total{direction="in"}"#: 2048, r#"ringway_packets_total{direction="in"}"#: 30,
-                    "ringway_receives_total": 4, r#"ringway_bytes_total{direction="out"}"#: 5, r#"ringway_packets_total{direction="out"}"#: 1,
+                { "peers": 1, "counters": { r#"ringway_bytes_total{direction="in"}"#: 2048,
+                    r#"ringway_packets_total{direction="in"}"#: 30,
+                    "ringway_receives_total": 4, r#"ringway_bytes_total{direction="out"}"#: 5,
+                    r#"ringway_packets_total{direction="out"}"#: 1,
                     "ringway_sends_total": 1, "ringway_handed_over_total": 7 }, "drops": { "replayed": 3 } },
                 {},
             ],
