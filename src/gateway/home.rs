@@ -95,6 +95,13 @@ impl RunDir {
         Ok(Some(Self { path: path.to_owned(), _lock: lock, predecessor }))
     }
 
+    /// Lets another user, whom the process is about to become, take away at the end what is in it. The empty directory
+    /// then stays.
+    pub(super) fn give_to(&self, account: Option<Account>) -> Result<(), HomeError> {
+        let Some(Account { uid, gid }) = account else { return Ok(()) };
+        chown(&self.path, Some(uid), Some(gid)).map_err(at(&self.path))
+    }
+
     /// The process that left the directory behind, if it did not end in order.
     pub(super) fn predecessor(&self) -> Option<&str> {
         self.predecessor.as_deref()

@@ -149,7 +149,7 @@ pub(super) fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, MannersErr
         let piped = Stdio::piped;
         Command::new(program).args(arguments).stdin(piped()).stdout(piped()).stderr(piped()).spawn()
     };
-    let mut spawned = NFT.iter().map(|program| spawn(program));
+    let mut spawned = NFT.iter().map(spawn);
     let mut child = spawned
         .find(|child| !child.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
         .ok_or(MannersError::NoNft)?
