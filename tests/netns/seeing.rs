@@ -176,7 +176,7 @@ fn doctor_finds_what_is_forbidden() {
     let out = host.command(words[0]).args(&words[1..]).output().unwrap();
     let document: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     let found = finding(document["findings"].as_array().unwrap(), "io_uring", "seccomp");
-    assert_ne!(found["verdict"], "ok", "{found:#}");
+    assert_eq!(found["verdict"], "warn", "{found:#}");
 
     // A low limit that may not be raised; no CAP_NET_ADMIN, no CAP_BPF.
     let caps = "setpriv --bounding-set=-all --inh-caps=-all";
