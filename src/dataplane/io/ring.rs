@@ -178,7 +178,7 @@ impl Ring {
         let wake = EventFd::new().map_err(RingError::at("making an eventfd"))?;
         let socket =
             UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(RingError::at("opening a socket"))?;
-        let fds = RingFds { tun: None, v4: Some(socket.as_fd()), v6: None, wake: wake.as_fd() };
+        let fds = Fds { tun: None, v4: Some(socket.as_fd()), v6: None, wake: wake.as_fd() };
         Self::new(fds, RingOptions::default()).map(drop)
     }
 
