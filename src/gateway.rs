@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::watch;
 
 use self::supervisor::Pulse;
@@ -261,22 +261,25 @@ impl Gateway {
             offloads,
             gone,
         };
-        for _ in 0..=count {
-            // A thread that dies closes its sender; the others' answers end the loop with an error as well.
-            let said = started.recv_timeout(ANSWER).context("a thread does not start").and_then(|said| said);
-            match said {
-                Ok(chosen) => gateway.io.extend(chosen),
-                Err(error) => {
-                    gateway.stop();
-                    return Err(error);
-                }
-            }
-        }
-        gateway.io.sort_by_key(|(worker, _)| *worker);
-        if let Some(reason) = gateway.no_ring() {
-            tracing::info!(reason, "poll takes the place of io_uring");
+        if let Err(error) = gateway.await_threads(&started) {
+            gateway.stop();
+            return Err(error);
         }
         Ok(gateway)
+    }
+
+    /// Waits until every thread is ready, and notes what each worker waits with.
+    fn await_threads(&mut self, started: &Receiver<Started>) -> anyhow::Result<()> {
+        for _ in 0..=self.workers.len() {
+            // A thread that dies closes its sender; the others' answers end the loop with an error as well.
+            let chosen = started.recv_timeout(ANSWER).context("a thread does not start")??;
+            self.io.extend(chosen);
+        }
+        self.io.sort_by_key(|(worker, _)| *worker);
+        if let Some(reason) = self.no_ring() {
+            tracing::info!(reason, "poll takes the place of io_uring");
+        }
+        Ok(())
     }
 
     /// Becomes true when the TUN device is gone, or when a thread has ended.
