@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 
 use crate::config::{Io, Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
@@ -131,12 +131,10 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
 
 /// `RINGWAY_IO`: what workers wait with.
 fn io(value: &str) -> anyhow::Result<Io> {
-    match value {
-        "" | "auto" => Ok(Io::Auto),
-        "uring" => Ok(Io::Uring),
-        "poll" => Ok(Io::Poll),
-        _ => bail!("RINGWAY_IO={value} is none of 'auto', 'uring', 'poll'"),
+    if value.is_empty() {
+        return Ok(Io::Auto);
     }
+    value.parse().map_err(|what| anyhow!("RINGWAY_IO={value} is {what}"))
 }
 
 /// `RINGWAY_TXQUEUELEN`: packets.

@@ -9,10 +9,10 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::logging;
-use crate::config::{self, LogFormat};
+use crate::config::{self, Io, LogFormat};
 use crate::gateway::appliance::{self, Options};
 
-/// `gateway [--config FILE] [--check] [--log LEVEL] [--log-format FORMAT]`
+/// `gateway [--config FILE] [--check] [--log LEVEL] [--log-format FORMAT] [--io IO]`
 #[derive(Debug, Args)]
 pub struct GatewayArgs {
     /// The configuration
@@ -24,6 +24,9 @@ pub struct GatewayArgs {
     /// How a line of the log looks: text, json
     #[arg(long, value_name = "FORMAT", value_parser = logging::format_argument)]
     log_format: Option<LogFormat>,
+    /// What workers wait with, whatever the file says: auto, uring, poll
+    #[arg(long, value_name = "IO")]
+    io: Option<Io>,
     /// Only say what is wrong with the configuration
     #[arg(long)]
     check: bool,
@@ -34,7 +37,8 @@ pub struct GatewayArgs {
 /// # Errors
 /// What is wrong with the file, or what serving says.
 pub fn run(args: &GatewayArgs) -> anyhow::Result<()> {
-    let config = config::load(&args.config)?;
+    let mut config = config::load(&args.config)?;
+    config.io = args.io.unwrap_or(config.io);
     if args.check {
         return writeln!(io::stdout(), "{}: no mistakes", args.config.display()).context("standard output");
     }

@@ -42,6 +42,19 @@ pub enum Io {
     Poll,
 }
 
+impl FromStr for Io {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "poll" => Ok(Self::Poll),
+            _ => Err("none of 'auto', 'uring', 'poll'"),
+        }
+    }
+}
+
 /// Where the metrics' HTTP listener is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {

@@ -330,13 +330,20 @@ impl World {
             self.sides[me].session.set_keepalive(None, self.now);
             self.drain(me);
         }
-        let mut last = [0; 2];
+        let mut sent = [Vec::new(), Vec::new()];
         for _ in 0..60 {
-            last = [self.send(0), self.send(1)];
+            sent[0].push(self.send(0));
+            sent[1].push(self.send(1));
             self.run(Duration::from_secs(1));
         }
         self.run(Duration::from_secs(1));
-        assert!(self.sides[1].delivered.contains(&last[0]) && self.sides[0].delivered.contains(&last[1]));
+        // One packet may be lost: if both renew in the same moment, as after both began in the same moment, a packet
+        // that is on its way in the previous keypair finds it gone (the kernel's add_new_keypair drops it as well).
+        for (me, sent) in sent.iter().enumerate() {
+            let delivered = &self.sides[1 - me].delivered;
+            let late = sent.iter().rev().take(3).filter(|payload| delivered.contains(payload)).count();
+            assert!(late >= 2, "{late} of the last 3 of side {me}");
+        }
 
         self.run(Duration::from_secs(60));
         let before = self.datagrams;
