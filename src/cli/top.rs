@@ -1,8 +1,8 @@
 //! `top`: the devices of this host, live: workers, drops, peers.
 //!
 //! 1. a thread asks the devices once per interval and sends what they say
-//! 2. [`board`] keeps it, with what the user chose
-//! 3. [`view`] draws what is visible
+//! 2. `board` keeps it, with what the user chose
+//! 3. `view` draws what is visible
 //!
 //! Where the standard output is no terminal, or with `--once`, one plain table is printed after one interval.
 

@@ -1,7 +1,7 @@
 //! The gateway's file: every key with its default, checked as a whole before anything is done.
 //!
-//! 1. [`load`] reads the text; serde and [`value`] make a [`Gateway`] of it, or refuse it by line
-//! 2. [`check`] looks at what no single key can tell: what is said twice, and what does not fit together
+//! 1. [`load`] reads the text; serde and `value` make a [`Gateway`] of it, or refuse it by line
+//! 2. `check` looks at what no single key can tell: what is said twice, and what does not fit together
 //! 3. [`key`] looks at the files that keys are in
 //!
 //! `config/gateway.toml` explains every key; a test holds it against [`Gateway::default`].

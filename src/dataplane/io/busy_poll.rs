@@ -4,7 +4,7 @@
 //! most of all in a virtual machine. The answer to a packet that ended a quiet spell often comes within
 //! microseconds; whoever still looks at the ring's memory then takes it without being woken.
 //!
-//! The price is bounded: only a sleep of at least [`QUIET`] earns polls, at most [`CHAIN`] in a row and only while
+//! The price is bounded: only a sleep of at least `QUIET` earns polls, at most `CHAIN` in a row and only while
 //! each finds something. Steady traffic therefore never polls. A trickle of packets costs at most `limit / QUIET` of
 //! a core, 2 % by default, if the polls are in vain, and `CHAIN` times that if all find something at their last
 //! moment.
