@@ -19,6 +19,7 @@ use self::supervisor::Pulse;
 use crate::config;
 use crate::control::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use crate::control::errno::Errno;
+use crate::crypto::aead::{self, Implementation};
 use crate::crypto::random::SystemRng;
 use crate::dataplane::Sockets;
 use crate::dataplane::allowed_ips::AllowedIps;
@@ -115,6 +116,8 @@ pub struct Settings {
     pub busy_poll: Duration,
     /// What workers wait with.
     pub io: config::Io,
+    /// What seals and opens packets; the first gateway of a process decides for all.
+    pub aead: config::Aead,
     /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
     pub offload: Offload,
     /// Lower the segment size of TCP connections to what fits the TUN device.
@@ -146,6 +149,7 @@ impl Default for Settings {
             mss_clamp: true,
             queue_length: QUEUE_LENGTH,
             io: config::Io::Auto,
+            aead: config::Aead::Auto,
             account: None,
             metrics: false,
         }
@@ -166,6 +170,17 @@ fn open_sockets(
     Ok((group.port, sockets))
 }
 
+/// Before any packet, and said: how fast the gateway can be depends on it.
+fn choose_aead(choice: config::Aead) {
+    match aead::choose(choice == config::Aead::Scalar) {
+        Implementation::ScalarAfterFailure => tracing::error!(
+            "the AVX-512 kernel and ring do not agree about ChaCha20-Poly1305: packets are sealed one by one. Suspect \
+             the processor (another host?), and report this"
+        ),
+        implementation => tracing::info!(%implementation, "ChaCha20-Poly1305"),
+    }
+}
+
 impl Gateway {
     /// Starts workers and the handshake thread on an opened device, one worker per queue.
     ///
@@ -178,6 +193,7 @@ impl Gateway {
         let index_key = IndexKey::random(&mut rng);
         let (port, sockets) = open_sockets(settings.listen_port, workers, settings.mark, index_key)
             .context("opening UDP sockets")?;
+        choose_aead(settings.aead);
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use crate::config::{Io, Listen, Metrics, Workers};
+use crate::config::{Aead, Io, Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
@@ -60,6 +60,7 @@ fn options(
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
         metrics: metrics.listen != Listen::Off,
         io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
+        aead: text("RINGWAY_AEAD").map_or(Ok(Aead::Auto), |value| aead(&value))?,
         ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
@@ -135,6 +136,14 @@ fn io(value: &str) -> anyhow::Result<Io> {
         return Ok(Io::Auto);
     }
     value.parse().map_err(|what| anyhow!("RINGWAY_IO={value} is {what}"))
+}
+
+/// `RINGWAY_AEAD`: what seals and opens packets.
+fn aead(value: &str) -> anyhow::Result<Aead> {
+    if value.is_empty() {
+        return Ok(Aead::Auto);
+    }
+    value.parse().map_err(|what| anyhow!("RINGWAY_AEAD={value} is {what}"))
 }
 
 /// `RINGWAY_TXQUEUELEN`: packets.
@@ -230,6 +239,15 @@ mod tests {
         assert_eq!(io("uring").unwrap(), Io::Uring);
         assert_eq!(io("poll").unwrap(), Io::Poll);
         assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO=epoll"));
+    }
+
+    #[test]
+    fn choices_of_the_aead() {
+        let aead = |value| with(&[("RINGWAY_AEAD", value)]).map(|options| options.settings.aead);
+        assert_eq!(with(&[]).unwrap().settings.aead, Aead::Auto);
+        assert_eq!(aead("").unwrap(), Aead::Auto);
+        assert_eq!(aead("scalar").unwrap(), Aead::Scalar);
+        assert!(format!("{:#}", aead("aes").unwrap_err()).contains("RINGWAY_AEAD=aes"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::net::name::InterfaceName;
 use crate::types::{Address, Mark, Offload, Prefix, PublicKey};
 
-pub use value::{Io, Level, Listen, LogFormat, Workers};
+pub use value::{Aead, Io, Level, Listen, LogFormat, Workers};
 
 /// Where the file is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringway/gateway.toml";
@@ -67,6 +67,8 @@ pub struct Gateway {
     pub busy_poll: Duration,
     /// What a worker waits and receives with.
     pub io: Io,
+    /// What seals and opens packets.
+    pub aead: Aead,
     /// Packets that the device queues towards a worker (txqueuelen).
     #[serde(deserialize_with = "value::queue_length")]
     pub queue_length: u32,
@@ -170,6 +172,7 @@ impl Default for Gateway {
             cores: Vec::new(),
             busy_poll: BUSY_POLL,
             io: Io::Auto,
+            aead: Aead::Auto,
             queue_length: 500,
             user: String::new(),
             forwarding: Forwarding::default(),

@@ -55,6 +55,28 @@ impl FromStr for Io {
     }
 }
 
+/// What seals and opens packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aead {
+    /// The fastest that the processor has.
+    Auto,
+    /// One packet after the other.
+    Scalar,
+}
+
+impl FromStr for Aead {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "scalar" => Ok(Self::Scalar),
+            _ => Err("neither 'auto' nor 'scalar'"),
+        }
+    }
+}
+
 /// Where the metrics' HTTP listener is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {

@@ -1,16 +1,27 @@
 //! ChaCha20-Poly1305 (RFC 8439) as WireGuard uses it: nonce = four zero bytes and the 64-bit little-endian counter,
 //! no associated data on transport messages.
 //!
-//! The interface is a *run*: packets of one keypair with consecutive counters (sealing) or any counters (opening),
-//! so that a kernel working on several packets side by side needs no other interface.
+//! The interface is a *run*: packets of one keypair, with consecutive counters to seal and any counters to open. Where
+//! the processor can, runs of some length go through [`lanes`](super::lanes), several packets side by side; what
+//! is left, and everything on other processors, goes through `ring`, one packet after the other.
 
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::OnceLock;
+
+use arrayvec::ArrayVec;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use subtle::Choice;
 
+use super::lanes::{self, Packet, Tags, Width};
 use crate::mutation::holds;
 use crate::types::Secret;
 
 /// Bytes that authentication adds behind a ciphertext.
 pub const TAG_LEN: usize = 16;
+
+/// Packets that a run to be opened has at most: as many as there are lanes.
+pub const RUN: usize = lanes::MAX_LANES;
 
 /// Where one packet lies in a buffer: `start..start + len` is the text, the tag follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +30,54 @@ pub struct Span {
     pub start: usize,
     /// Length of the text without its tag.
     pub len: usize,
+}
+
+/// What seals and opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Implementation {
+    /// Runs in up to 16 lanes (AVX-512 IFMA), single packets by `ring`.
+    Lanes,
+    /// `ring` alone, because this processor has nothing better.
+    Scalar,
+    /// `ring` alone, because it was asked for.
+    ScalarByChoice,
+    /// `ring` alone, because lanes and `ring` did not agree at start: a fault of the processor or of Ringway.
+    ScalarAfterFailure,
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lanes => "16 lanes (AVX-512 IFMA)",
+            Self::Scalar => "scalar (no AVX-512 IFMA here)",
+            Self::ScalarByChoice => "scalar (by choice)",
+            Self::ScalarAfterFailure => "scalar (the self-test of the lanes failed)",
+        })
+    }
+}
+
+static IMPLEMENTATION: OnceLock<Implementation> = OnceLock::new();
+
+/// Decides for this process, before anything is sealed or opened, and says for what; later calls change nothing. Unless
+/// `scalar` is asked for, the lanes must first agree with `ring` in a self-test of about a millisecond.
+pub fn choose(scalar: bool) -> Implementation {
+    *IMPLEMENTATION.get_or_init(|| match scalar {
+        true => Implementation::ScalarByChoice,
+        false if !lanes::supported() => Implementation::Scalar,
+        false if self_test() => Implementation::Lanes,
+        false => Implementation::ScalarAfterFailure,
+    })
+}
+
+/// What seals and opens in this process.
+pub fn implementation() -> Implementation {
+    IMPLEMENTATION.get().copied().unwrap_or_else(|| choose(false))
+}
+
+/// How many of the packets with these lengths come next, and by what.
+fn plan(lens: &[usize]) -> (usize, Option<Width>) {
+    let width = lanes::plan(lens).filter(|_| implementation() == Implementation::Lanes);
+    (width.map_or(1, |width| width.lanes().min(lens.len())), width)
 }
 
 fn nonce(counter: u64) -> Nonce {
@@ -32,104 +91,221 @@ fn cipher(key: &Secret) -> Option<LessSafeKey> {
     UnboundKey::new(&CHACHA20_POLY1305, &key.0).ok().map(LessSafeKey::new)
 }
 
-/// Seals `spans` of `buffer` in place with the counters `first_counter`, `first_counter + 1`, … and writes each tag
-/// behind its text. False if a span does not fit the buffer (nothing of that span is then usable).
+/// Takes ranges out of a buffer, from its beginning to its end, as slices of their own.
+#[derive(Debug)]
+pub struct Pieces<'a> {
+    rest: &'a mut [u8],
+    /// Where `rest` begins.
+    at: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// Of the whole buffer.
+    pub fn of(buffer: &'a mut [u8]) -> Self {
+        Self { rest: buffer, at: 0 }
+    }
+
+    /// `None` if the range begins before the end of the one before, or reaches beyond the buffer.
+    pub fn take(&mut self, range: Range<usize>) -> Option<&'a mut [u8]> {
+        let from = range.start.checked_sub(self.at)?;
+        let to = range.end.checked_sub(self.at)?;
+        self.rest.get(from..to)?;
+        let (piece, rest) = std::mem::take(&mut self.rest).split_at_mut(to);
+        (self.rest, self.at) = (rest, range.end);
+        piece.get_mut(from..)
+    }
+}
+
+/// Seals `spans` of `buffer`, which follow each other, in place with the counters `first_counter`, `first_counter + 1`,
+/// … and writes each tag behind its text. False if a span does not fit; nothing of the run is then usable.
 #[must_use]
 pub fn seal_run(key: &Secret, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
     let Some(cipher) = cipher(key) else { return false };
+    let mut pieces = Pieces::of(buffer);
     let mut counter = first_counter;
-    for span in spans {
-        let Some(packet) = buffer.get_mut(span.start..span.start + span.len + TAG_LEN) else { return false };
-        let (text, tag) = packet.split_at_mut(span.len);
-        let Ok(sealed) = cipher.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text) else {
-            return false;
+    let mut rest = spans;
+    while !rest.is_empty() {
+        let lens: ArrayVec<usize, RUN> = rest.iter().map(|span| span.len).take(RUN).collect();
+        let (count, width) = plan(&lens);
+        let (now, later) = rest.split_at(count);
+        let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
+        let mut places = ArrayVec::<&mut [u8], RUN>::new();
+        for span in now {
+            let Some(piece) = pieces.take(span.start..span.start + span.len + TAG_LEN) else { return false };
+            let (text, tag) = piece.split_at_mut(span.len);
+            packets.push(Packet { key: &key.0, counter, text });
+            places.push(tag);
+            counter = counter.wrapping_add(1);
+        }
+        let tags = match width {
+            Some(width) => lanes::seal(width, &mut packets),
+            None => match seal_each(&cipher, &mut packets) {
+                Some(tags) => tags,
+                None => return false,
+            },
         };
-        tag.copy_from_slice(sealed.as_ref());
-        counter = counter.wrapping_add(1);
+        for (place, tag) in places.into_iter().zip(tags) {
+            place.copy_from_slice(&tag);
+        }
+        rest = later;
     }
     true
 }
 
-/// Opens one packet of a run: `packet` is ciphertext and tag.
-/// Returns the plaintext's length, or `None` (the bytes are then wiped) if it is not authentic.
-#[must_use]
-pub fn open(key: &OpeningKey, counter: u64, packet: &mut [u8]) -> Option<usize> {
-    let opened = key.0.open_in_place(nonce(counter), Aad::empty(), packet);
-    if !holds("transport-aead", opened.is_ok()) {
-        packet.fill(0);
-        return None;
+/// One packet after the other.
+fn seal_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>]) -> Option<Tags> {
+    let mut tags = Tags::default();
+    for (Packet { counter, text, .. }, tag) in packets.iter_mut().zip(&mut tags) {
+        let sealed = cipher.seal_in_place_separate_tag(nonce(*counter), Aad::empty(), text).ok()?;
+        tag.copy_from_slice(sealed.as_ref());
     }
-    packet.len().checked_sub(TAG_LEN)
+    Some(tags)
+}
+
+/// A message to open.
+#[derive(Debug)]
+pub struct Sealed<'a> {
+    counter: u64,
+    text: &'a mut [u8],
+    tag: [u8; TAG_LEN],
+}
+
+impl<'a> Sealed<'a> {
+    /// From ciphertext and tag; `None`, with the bytes wiped, if there is no room for a tag.
+    pub fn new(counter: u64, bytes: &'a mut [u8]) -> Option<Self> {
+        let Some(at) = bytes.len().checked_sub(TAG_LEN) else {
+            bytes.fill(0);
+            return None;
+        };
+        let (text, end) = bytes.split_at_mut(at);
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(end);
+        end.fill(0);
+        Some(Self { counter, text, tag })
+    }
+}
+
+/// Plaintext whose tag was right: only [`open_run`] makes one.
+#[derive(Debug)]
+pub struct Authentic<'a>(&'a mut [u8]);
+
+impl Deref for Authentic<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0
+    }
+}
+
+impl DerefMut for Authentic<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0
+    }
 }
 
 /// A key prepared for opening a run; made once per run, not per packet.
-pub struct OpeningKey(LessSafeKey);
+pub struct OpeningKey {
+    cipher: LessSafeKey,
+    key: Secret,
+}
 
 impl OpeningKey {
     /// Prepares `key`. `None` never happens for a 32-byte key.
     #[must_use]
     pub fn new(key: &Secret) -> Option<Self> {
-        cipher(key).map(Self)
+        Some(Self { cipher: cipher(key)?, key: key.clone() })
     }
+}
+
+/// Opens messages in place, each by itself. `None`: not authentic; its bytes are wiped.
+pub fn open_run<'a>(
+    key: &OpeningKey,
+    messages: ArrayVec<Sealed<'a>, RUN>,
+) -> ArrayVec<Option<Authentic<'a>>, RUN> {
+    let lens: ArrayVec<usize, RUN> = messages.iter().map(|message| message.text.len()).collect();
+    let mut opened = ArrayVec::new();
+    let mut messages = messages.into_iter();
+    while opened.len() < lens.len() {
+        let (count, width) = plan(&lens[opened.len()..]);
+        let mut tags = Tags::default();
+        let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
+        for (Sealed { counter, text, tag }, given) in messages.by_ref().take(count).zip(&mut tags) {
+            *given = tag;
+            packets.push(Packet { key: &key.key.0, counter, text });
+        }
+        let verdicts = match width {
+            Some(width) => lanes::open(width, &mut packets, &tags),
+            None => open_each(&key.cipher, &mut packets, &tags),
+        };
+        for (Packet { text, .. }, verdict) in packets.into_iter().zip(verdicts) {
+            opened.push(if holds("transport-aead", bool::from(verdict)) {
+                Some(Authentic(text))
+            } else {
+                text.fill(0);
+                None
+            });
+        }
+    }
+    opened
+}
+
+/// One packet after the other.
+fn open_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>], tags: &Tags) -> [Choice; RUN] {
+    let mut verdicts = [Choice::from(0); RUN];
+    for ((Packet { counter, text, .. }, tag), verdict) in packets.iter_mut().zip(tags).zip(&mut verdicts) {
+        let opened =
+            cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), (*tag).into(), text, 0..);
+        *verdict = Choice::from(u8::from(opened.is_ok()));
+    }
+    verdicts
+}
+
+/// Opens one packet, ciphertext and tag. Yields the plaintext's length; `None`: not authentic, the bytes are wiped.
+#[must_use]
+pub fn open(key: &OpeningKey, counter: u64, packet: &mut [u8]) -> Option<usize> {
+    let mut messages = ArrayVec::new();
+    messages.push(Sealed::new(counter, packet)?);
+    open_run(key, messages).pop()?.map(|text| text.len())
+}
+
+/// Lanes and `ring` agree about packets of many lengths, of their own keys, sealed and opened.
+fn self_test() -> bool {
+    let secret = |n: usize| Secret(std::array::from_fn(|i| (7 * i + n) as u8));
+    let secrets: [Secret; RUN] = std::array::from_fn(secret);
+    Width::ALL.into_iter().all(|width| {
+        [0, 1, 15, 16, 17, 63, 64, 65, 240, 1420].into_iter().all(|longest: usize| {
+            let plain: ArrayVec<Vec<u8>, RUN> = (0..width.lanes())
+                .map(|lane| {
+                    (0..longest.saturating_sub(lane * longest / 64)).map(|i| (i ^ lane) as u8).collect()
+                })
+                .collect();
+            let mut by_lanes = plain.clone();
+            let mut packets: ArrayVec<Packet<'_, '_>, RUN> = (u64::MAX - 5..=u64::MAX)
+                .chain(0..)
+                .zip(&secrets)
+                .zip(&mut by_lanes)
+                .map(|((counter, key), text)| Packet { key: &key.0, counter, text })
+                .collect();
+            let tags = lanes::seal(width, &mut packets);
+            let mut right =
+                packets.iter().zip(&plain).zip(&secrets).zip(tags).all(|(((packet, plain), secret), tag)| {
+                    let mut text = plain.clone();
+                    let mut alone = [Packet { key: &secret.0, counter: packet.counter, text: &mut text }];
+                    let sealed = cipher(secret).and_then(|cipher| seal_each(&cipher, &mut alone));
+                    sealed.is_some_and(|tags| tags[0] == tag) && *packet.text == text
+                });
+            // Opened with one tag of another packet.
+            let mut given = tags;
+            given[width.lanes() - 1] = tags[0];
+            let verdicts = lanes::open(width, &mut packets, &given);
+            for (lane, verdict) in verdicts.into_iter().enumerate() {
+                right &= bool::from(verdict) == (lane < width.lanes() - 1);
+            }
+            drop(packets);
+            right && by_lanes == plain
+        })
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: Secret = Secret([0x80; 32]);
-
-    fn sealed(counter: u64, text: &[u8]) -> Vec<u8> {
-        let mut packet = text.to_vec();
-        packet.resize(text.len() + TAG_LEN, 0);
-        assert!(seal_run(&KEY, counter, &mut packet, &[Span { start: 0, len: text.len() }]));
-        packet
-    }
-
-    /// Another implementation (RustCrypto's) reads what we seal: cipher, nonce layout, no associated data.
-    #[test]
-    fn agrees_with_another_implementation() {
-        use chacha20poly1305::aead::{Aead as _, KeyInit as _};
-        use chacha20poly1305::{ChaCha20Poly1305, Nonce};
-        let other = ChaCha20Poly1305::new(&KEY.0.into());
-        for counter in [0, 1, u64::from(u32::MAX) + 1, u64::MAX - (1 << 13) - 2] {
-            let mut bytes = [0; 12];
-            bytes[4..].copy_from_slice(&counter.to_le_bytes());
-            let packet = sealed(counter, b"a packet");
-            assert_eq!(packet, other.encrypt(&Nonce::from(bytes), b"a packet".as_slice()).unwrap());
-        }
-    }
-
-    #[test]
-    fn a_run_takes_one_counter_after_another() {
-        let mut buffer = [7; 100];
-        let spans = [Span { start: 3, len: 20 }, Span { start: 50, len: 0 }, Span { start: 70, len: 14 }];
-        assert!(seal_run(&KEY, 9, &mut buffer, &spans));
-        let key = OpeningKey::new(&KEY).unwrap();
-        for (counter, span) in (9..).zip(spans) {
-            let end = span.start + span.len;
-            assert_eq!(open(&key, counter, &mut buffer[span.start..end + TAG_LEN]), Some(span.len));
-            assert!(buffer[span.start..end].iter().all(|&byte| byte == 7));
-        }
-        assert!(!seal_run(&KEY, 0, &mut buffer, &[Span { start: 90, len: 0 }]), "no room for its tag");
-    }
-
-    #[test]
-    fn only_what_is_authentic_is_opened_and_the_rest_is_wiped() {
-        let key = OpeningKey::new(&KEY).unwrap();
-        let packet = sealed(5, b"a packet");
-        assert_eq!(open(&key, 5, &mut packet.clone()), Some(8));
-        for bit in 0..packet.len() * 8 {
-            let mut forged = packet.clone();
-            forged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(open(&key, 5, &mut forged), None, "bit {bit}");
-            assert!(forged.iter().all(|&byte| byte == 0), "bit {bit}");
-        }
-        for len in 0..packet.len() {
-            assert_eq!(open(&key, 5, &mut packet.clone()[..len]), None, "cut to {len}");
-        }
-        assert_eq!(open(&key, 6, &mut packet.clone()), None, "another counter");
-        let other = OpeningKey::new(&Secret([0x81; 32])).unwrap();
-        assert_eq!(open(&other, 5, &mut packet.clone()), None, "another key");
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
 use super::offload::mss;
 use super::offload::switches::{Reason, Switch};
 use super::worker::Core;
-use crate::crypto::aead::{self, OpeningKey};
+use crate::crypto::aead::{self, Authentic, OpeningKey, Pieces, Sealed};
 use crate::metrics::drops::Drop;
 use crate::mutation::holds;
 use crate::noise::peer_session::{KeypairRef, Refused};
@@ -57,6 +57,9 @@ struct Opened {
     /// One of them was no keepalive.
     data: bool,
 }
+
+/// Datagrams of one session that wait to be opened: where each lies, and its counter.
+type Waiting = ArrayVec<(Range<usize>, u64), { aead::RUN }>;
 
 /// The receiving half of a worker.
 pub struct Inbound {
@@ -111,36 +114,33 @@ impl Inbound {
         if self.held.is_full() {
             self.flush(core);
         }
-        let buffer = self.held.len() as u16;
         let origin = Origin { endpoint: Endpoint { remote, source }, tos };
         let end = (start + len).min(slot.len());
-        let mut opened = None;
+        let mut run = None;
+        let mut waiting = ArrayVec::new();
         let mut at = start;
         while at < end {
             let next = (at + segment).min(end);
-            if let Some(place) = self.datagram(core, &mut slot, at..next, origin, &mut opened) {
-                let place = Place { buffer, ..place };
-                self.push(core, &slot, place);
-            }
+            self.datagram(core, &mut slot, at..next, origin, &mut run, &mut waiting);
             at = next;
         }
-        settle(core, opened);
+        self.open(core, &mut slot, &mut run, &mut waiting, tos);
+        settle(core, run);
         self.held.push(slot);
     }
 
     /// A datagram that another worker received for one of our sessions.
     pub fn handed_over(&mut self, core: &mut Core, bytes: &mut [u8], origin: Endpoint, tos: u8) {
-        let mut opened = None;
+        let (mut run, mut waiting) = (None, ArrayVec::new());
         let len = bytes.len();
-        let place = self.datagram(core, bytes, 0..len, Origin { endpoint: origin, tos }, &mut opened);
-        if let Some(place) = place {
-            // What is held must not be overtaken, and these bytes live only as long as this call.
-            self.flush(core);
-            let parts = [IoSlice::new(&NO_OFFLOAD[..self.framing]), IoSlice::new(&bytes[range(place)])];
-            let result = tun::write(&self.tun, &parts);
-            count_written(core, result, 1);
+        let origin = Origin { endpoint: origin, tos };
+        self.datagram(core, bytes, 0..len, origin, &mut run, &mut waiting);
+        self.open(core, bytes, &mut run, &mut waiting, tos);
+        settle(core, run);
+        // These bytes live only as long as this call.
+        if !self.coalescer.is_empty() {
+            self.drain(core, Some((self.held.len() as u16, bytes)));
         }
-        settle(core, opened);
     }
 
     /// Gives the network stack a packet of our own.
@@ -149,15 +149,17 @@ impl Inbound {
         count_written(core, tun::write(&self.tun, &parts), 1);
     }
 
-    /// Steps 2 and 3 of the way: yields where the inner packet lies, if there is one for the TUN.
+    /// Step 2 of the way: the session of a datagram; whether its counter may still come. What passes waits to be opened
+    /// with others of its session.
     fn datagram(
         &mut self,
         core: &mut Core,
         buffer: &mut [u8],
         range: Range<usize>,
         origin: Origin,
-        opened: &mut Option<Opened>,
-    ) -> Option<Place> {
+        run: &mut Option<Opened>,
+        waiting: &mut Waiting,
+    ) {
         let bytes = &mut buffer[range.clone()];
         let Some(TransportHeader { receiver: index, counter }) = TransportHeader::parse(bytes) else {
             match Kind::of(bytes) {
@@ -168,59 +170,61 @@ impl Inbound {
                 }),
                 None => core.counters.drops.count(Drop::Malformed),
             }
-            return None;
+            return;
         };
-        if opened.as_ref().is_none_or(|opened| opened.index != index) {
-            settle(core, opened.take());
-            *opened = self.session_of(core, index, bytes, origin);
+        if run.as_ref().is_none_or(|run| run.index != index) {
+            self.open(core, buffer, run, waiting, origin.tos);
+            settle(core, run.take());
+            *run = self.session_of(core, index, &buffer[range.clone()], origin);
         }
-        let run = opened.as_mut()?;
+        let Some(of) = run else { return };
         let now = core.now;
-        let peer = core.peers.by_slot(run.slot)?;
-        if let Err(refused) = peer.session.check(run.keypair, counter, now) {
+        let Some(peer) = core.peers.by_slot(of.slot) else { return };
+        if let Err(refused) = peer.session.check(of.keypair, counter, now) {
             core.counters.drops.count(reason(refused));
-            return None;
+            return;
         }
-        let Some(length) = aead::open(&run.key, counter, &mut bytes[TRANSPORT_HEADER_LEN..]) else {
-            core.counters.drops.count(Drop::Unauthentic);
-            return None;
-        };
-        let outer = bytes.len() as u64;
-        if let Err(refused) = peer.session.accept(run.keypair, counter) {
-            core.counters.drops.count(reason(refused));
-            return None;
+        waiting.push((range, counter));
+        if waiting.is_full() {
+            self.open(core, buffer, run, waiting, origin.tos);
         }
-        run.bytes += outer;
-        run.data |= length > 0;
-        core.counters.rx_packets += 1;
-        core.counters.rx_bytes += outer;
-        if length == 0 {
-            core.counters.keepalives += 1;
-            return None;
+    }
+
+    /// Step 3: opens what waits, all of one session and in one buffer; inner packets go to the coalescer.
+    fn open(
+        &mut self,
+        core: &mut Core,
+        buffer: &mut [u8],
+        run: &mut Option<Opened>,
+        waiting: &mut Waiting,
+        tos: u8,
+    ) {
+        let Some(run) = run else { return };
+        let mut pieces = Pieces::of(buffer);
+        let mut messages = ArrayVec::new();
+        let mut sealed = Waiting::new();
+        for (range, counter) in waiting.drain(..) {
+            let bytes = pieces.take(range.start + TRANSPORT_HEADER_LEN..range.end);
+            if let Some(message) = bytes.and_then(|bytes| Sealed::new(counter, bytes)) {
+                messages.push(message);
+                sealed.push((range, counter));
+            }
         }
-        let id = peer.id;
-        let text = &mut bytes[TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + length];
-        let Some(header) = ip::Header::parse(text) else {
-            core.counters.drops.count(Drop::InnerMalformed);
-            return None;
-        };
-        if !holds("inner-source", core.peers.allowed_ips.allowed_source(header.src, id)) {
-            core.counters.drops.count(Drop::SourceNotAllowed);
-            return None;
+        let mut places = ArrayVec::<Place, { aead::RUN }>::new();
+        for ((range, counter), text) in sealed.into_iter().zip(aead::open_run(&run.key, messages)) {
+            let outer = range.len() as u64;
+            if let Some(len) = accept(core, run, counter, outer, text, tos) {
+                places.push(Place {
+                    buffer: self.held.len() as u16,
+                    // A slot is far smaller than 4 GiB.
+                    start: (range.start + TRANSPORT_HEADER_LEN) as u32,
+                    len: len as u32,
+                });
+            }
         }
-        ip::decapsulate_ecn(origin.tos, text);
-        if mss::may_be_syn(text, &header)
-            && core.on.is_on(Switch::MssClamp)
-            && mss::clamp(text, &header, core.mtu)
-        {
-            core.counters.mss_clamped += 1;
+        for place in places {
+            self.push(core, buffer, place);
         }
-        // A slot is far smaller than 4 GiB.
-        Some(Place {
-            buffer: 0,
-            start: (range.start + TRANSPORT_HEADER_LEN) as u32,
-            len: header.total_len as u32,
-        })
     }
 
     /// The session that a receiver index names; a datagram of another worker's session is handed over.
@@ -296,6 +300,52 @@ impl Inbound {
             self.merge(false);
         }
     }
+}
+
+/// What an opened message is good for: yields the length of the inner packet, at its beginning, if that is for the TUN.
+fn accept(
+    core: &mut Core,
+    run: &mut Opened,
+    counter: u64,
+    outer: u64,
+    text: Option<Authentic<'_>>,
+    tos: u8,
+) -> Option<usize> {
+    let Some(mut text) = text else {
+        core.counters.drops.count(Drop::Unauthentic);
+        return None;
+    };
+    let peer = core.peers.by_slot(run.slot)?;
+    // The same counter twice in one run passed the first check twice.
+    if let Err(refused) = peer.session.accept(run.keypair, counter) {
+        core.counters.drops.count(reason(refused));
+        return None;
+    }
+    run.bytes += outer;
+    run.data |= !text.is_empty();
+    core.counters.rx_packets += 1;
+    core.counters.rx_bytes += outer;
+    if text.is_empty() {
+        core.counters.keepalives += 1;
+        return None;
+    }
+    let id = peer.id;
+    let Some(header) = ip::Header::parse(&text) else {
+        core.counters.drops.count(Drop::InnerMalformed);
+        return None;
+    };
+    if !holds("inner-source", core.peers.allowed_ips.allowed_source(header.src, id)) {
+        core.counters.drops.count(Drop::SourceNotAllowed);
+        return None;
+    }
+    ip::decapsulate_ecn(tos, &mut text);
+    if mss::may_be_syn(&text, &header)
+        && core.on.is_on(Switch::MssClamp)
+        && mss::clamp(&mut text, &header, core.mtu)
+    {
+        core.counters.mss_clamped += 1;
+    }
+    Some(header.total_len)
 }
 
 /// A run of one session has ended: what it confirms, and what the session wants, is looked at once.

@@ -171,6 +171,7 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         limits: options.limits,
         busy_poll: config.busy_poll,
         io: config.io,
+        aead: config.aead,
         offload: config.offload,
         mss_clamp: config.forwarding.mss_clamp,
         queue_length: config.queue_length,

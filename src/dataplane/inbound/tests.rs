@@ -162,3 +162,51 @@ fn only_what_is_authentic_and_new_moves_the_endpoint() {
     assert!(bench.receive(sealed(100, 5, source), AWAY).is_some(), "the forgeries spent no counter");
     assert_eq!(bench.endpoint(), Some(AWAY));
 }
+
+/// Long runs are opened side by side. What is among them that is forged, repeated or of somebody else costs itself only,
+/// and nothing is overtaken.
+#[test]
+fn in_a_run_each_datagram_stands_for_itself() {
+    let mut bench = Bench::new();
+    let (own, other) = ([100, 64, 0, 5], [100, 64, 0, 9]);
+    let mut forged = sealed(100, 17, own);
+    forged[30] ^= 4;
+    let mut handshake = vec![0; sealed(100, 0, own).len()];
+    handshake[0] = 2;
+    let mut run: Vec<Vec<u8>> = (0..17).map(|counter| sealed(100, counter, own)).collect();
+    run.extend([forged, sealed(100, 3, own), sealed(100, 18, own), sealed(100, 18, own), handshake]);
+    run.extend((0..9).map(|counter| sealed(200, counter, other)));
+    run.push(sealed(200, 9, own));
+    run.extend((19..40).map(|counter| sealed(100, counter, own)));
+    let segment = run[0].len();
+
+    let arena = crate::sys::arena::Arena::new(1, 1 << 16).unwrap();
+    let mut slot = arena.take().unwrap();
+    let bytes = run.concat();
+    slot[64..64 + bytes.len()].copy_from_slice(&bytes);
+    let received = Datagrams {
+        slot,
+        start: 64,
+        len: bytes.len(),
+        segment,
+        remote: HOME.remote,
+        source: None,
+        tos: 0,
+        truncated: false,
+    };
+    bench.inbound.datagrams(&mut bench.core, received);
+    bench.inbound.flush(&mut bench.core);
+
+    let mut written = [0; 2048];
+    let sources: Vec<_> =
+        std::iter::from_fn(|| bench.device.recv(&mut written).ok().map(|_| written[virtio::LEN + 15]))
+            .collect();
+    let expected: Vec<_> = [(18, 5), (9, 9), (21, 5)].into_iter().flat_map(|(n, of)| vec![of; n]).collect();
+    assert_eq!(sources, expected, "in their order, each once");
+    assert_eq!(bench.drops(Drop::Unauthentic), 1);
+    assert_eq!(bench.drops(Drop::Replayed), 2, "an old one, and one twice in the same run");
+    assert_eq!(bench.drops(Drop::SourceNotAllowed), 1);
+    assert_eq!(bench.core.counters.rx_packets, 18 + 10 + 21);
+    let next = sealed(100, 17, own);
+    assert_eq!(bench.receive(next, HOME), Some(own.into()), "the forgery spent no counter");
+}
