@@ -355,7 +355,7 @@ fn settle(core: &mut Core, opened: Option<Opened>) {
     if let Some(peer) = core.peers.by_slot(run.slot) {
         peer.session.received(run.keypair, run.endpoint, run.data, run.bytes, now);
     }
-    core.settle(run.slot);
+    core.touch(run.slot);
 }
 
 fn reason(refused: Refused) -> Drop {

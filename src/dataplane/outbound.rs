@@ -251,7 +251,7 @@ impl Outbound {
         let id = peer.id;
         core.counters.tx_packets += packets;
         core.counters.tx_bytes += run.used as u64;
-        core.settle(run.peer);
+        core.touch(run.peer);
         let plain = self.is_plain(endpoint.remote, core.now);
         let sealed = Sealed {
             slot: run.slot,

@@ -47,6 +47,8 @@ mod tests;
 pub const STAGED_BYTES: usize = 16 << 20;
 /// Key and control messages handled per turn, so that a flood of them does not starve packets.
 const MESSAGES_PER_TURN: usize = 64;
+/// Sessions that may wait to be settled; one more settles them.
+const TOUCHED: usize = 256;
 
 /// What both ways and the messages share.
 pub struct Core {
@@ -75,6 +77,8 @@ pub struct Core {
     sessions: u64,
     /// Slots whose session has staged packets or a keepalive to send; each at most once.
     due: VecDeque<u32>,
+    /// Slots whose session was touched in this turn and is settled once its packets are out; may repeat.
+    touched: Vec<u32>,
     /// The TUN device is gone (EBADFD).
     pub device_gone: bool,
     board: Option<Arc<Board>>,
@@ -123,6 +127,7 @@ impl Core {
             staged_bytes: 0,
             sessions: 0,
             board: parts.board,
+            touched: Vec::with_capacity(TOUCHED),
             due: VecDeque::new(),
             device_gone: false,
         }
@@ -203,6 +208,25 @@ impl Core {
             self.ask(slot, actions.keepalive);
         }
         self.peers.arm(slot);
+    }
+
+    /// As [`Self::settle`], in this turn, but after the packets under way: an idle round trip should not wait for it.
+    pub fn touch(&mut self, slot: u32) {
+        if self.touched.last() == Some(&slot) {
+            return;
+        }
+        if self.touched.len() == TOUCHED {
+            self.settle_touched();
+        }
+        self.touched.push(slot);
+    }
+
+    fn settle_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for slot in touched.drain(..) {
+            self.settle(slot);
+        }
+        self.touched = touched;
     }
 
     /// Has a session served: its staged packets, or a keepalive if it wants one and there are none.
@@ -302,11 +326,14 @@ impl<I: Io> Worker<I> {
         self.events = events;
         self.outbound.flush(&mut self.core);
         self.inbound.flush(&mut self.core);
+        self.core.settle_touched();
         self.messages();
+        self.core.settle_touched();
         self.timers();
         self.serve_due();
         self.unstall();
         self.outbound.flush(&mut self.core);
+        self.core.settle_touched();
         self.arm_waiting();
         self.core.send_backlog();
         self.publish();
