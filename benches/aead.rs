@@ -12,9 +12,8 @@ const KEY: Secret = Secret([7; 32]);
 const COUNTS: [usize; 6] = [1, 6, 8, 10, 11, 16];
 
 fn run(criterion: &mut Criterion) {
-    eprintln!("{}", aead::implementation());
     for len in [64, 512, 1440] {
-        let mut group = criterion.benchmark_group(format!("seal_{len}"));
+        let mut group = criterion.benchmark_group(format!("seal {len}, {}", aead::implementation()));
         for count in COUNTS {
             let spans: Vec<Span> = (0..count).map(|n| Span { start: n * (len + TAG_LEN), len }).collect();
             let mut buffer = vec![1; count * (len + TAG_LEN)];
@@ -25,7 +24,7 @@ fn run(criterion: &mut Criterion) {
         }
         group.finish();
 
-        let mut group = criterion.benchmark_group(format!("open_{len}"));
+        let mut group = criterion.benchmark_group(format!("open {len}, {}", aead::implementation()));
         for count in COUNTS {
             let Some(key) = OpeningKey::new(&KEY) else { return };
             let spans: Vec<Span> = (0..count).map(|n| Span { start: n * (len + TAG_LEN), len }).collect();

@@ -14,7 +14,7 @@ pub use control::{interface_name, uapi_set};
 pub use packets::{coalesce, inner_packet, received, split};
 pub use protocol::{datagram, handshake};
 
-use crate::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
+use crate::crypto::aead::{self, OpeningKey, Pieces, RUN, Sealed, Span, TAG_LEN};
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::types::{PeerId, Prefix, Secret, WorkerId};
 
@@ -24,6 +24,7 @@ pub type Target = fn(&[u8]);
 /// Every target by its name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("aead_open", aead_open),
+    ("aead_run", aead_run),
     ("allowed_ips", allowed_ips),
     ("coalesce", coalesce),
     ("datagram", datagram),
@@ -34,6 +35,64 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("split", split),
     ("uapi_set", uapi_set),
 ];
+
+/// Seals packets of any lengths as one run and each by itself, which must not differ; opens the run with some of them
+/// altered, which are refused and wiped while the others open. Input: 32 bytes of key, 8 of counter, then for each packet
+/// its length (2 bytes, the highest bit: alter it), and its bytes as far as there are any.
+pub fn aead_run(data: &[u8]) {
+    let Some((key, rest)) = data.split_first_chunk::<32>() else { return };
+    let Some((counter, mut rest)) = rest.split_first_chunk::<8>() else { return };
+    let (secret, first) = (Secret(*key), u64::from_le_bytes(*counter));
+    let Some(key) = OpeningKey::new(&secret) else { return };
+
+    let (mut plain, mut spans, mut altered) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some((length, more)) = rest.split_first_chunk::<2>()
+        && spans.len() < RUN
+    {
+        let length = u16::from_le_bytes(*length);
+        let len = usize::from(length % 2048);
+        let (text, more) = more.split_at(len.min(more.len()));
+        spans.push(Span { start: plain.len(), len });
+        altered.push(length >= 0x8000);
+        let end = plain.len() + len + TAG_LEN;
+        plain.extend(text);
+        plain.resize(end, 0);
+        rest = more;
+    }
+
+    let mut run = plain.clone();
+    assert!(aead::seal_run(&secret, first, &mut run, &spans));
+    let mut alone = plain.clone();
+    for (n, span) in (0..).zip(&spans) {
+        let span = std::slice::from_ref(span);
+        assert!(aead::seal_run(&secret, first.wrapping_add(n), &mut alone, span));
+    }
+    assert_eq!(run, alone, "a run is its packets");
+
+    for (at, span) in spans.iter().enumerate().filter(|(at, _)| altered[*at]) {
+        let bit = (at * 37) % ((span.len + TAG_LEN) * 8);
+        run[span.start + bit / 8] ^= 1 << (bit % 8);
+    }
+    let wiped = altered.clone();
+    let mut pieces = Pieces::of(&mut run);
+    let messages = (0..)
+        .zip(&spans)
+        .filter_map(|(n, span)| {
+            let bytes = pieces.take(span.start..span.start + span.len + TAG_LEN)?;
+            Sealed::new(first.wrapping_add(n), bytes)
+        })
+        .collect();
+    for ((opened, span), altered) in aead::open_run(&key, messages).into_iter().zip(&spans).zip(altered) {
+        assert_eq!(opened.is_none(), altered);
+        if let Some(text) = opened {
+            assert_eq!(*text, plain[span.start..span.start + span.len]);
+        }
+    }
+    for (span, altered) in spans.iter().zip(wiped) {
+        let text = &run[span.start..span.start + span.len];
+        assert!(!altered || text.iter().all(|&byte| byte == 0), "an unauthentic packet is wiped");
+    }
+}
 
 /// Opens bytes that nobody sealed: they are refused and wiped. Then seals them: they open to themselves, and no more
 /// once one bit is turned. Input: 32 bytes of key, 8 of counter, the packet.

@@ -66,6 +66,8 @@ const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]
 trait Vector: Copy {
     /// 32-bit lanes; packets.
     const LANES: usize;
+    /// Vectors that make 64 bytes.
+    const PIECES: usize = 16 / Self::LANES;
 
     fn splat32(value: u32) -> Self;
     fn splat64(value: u64) -> Self;
@@ -86,13 +88,15 @@ trait Vector: Copy {
     fn select(self, other: Self, mask: Self) -> Self {
         self.xor(other).and(mask).xor(other)
     }
-    /// Writes word `w` of packet `p`, which is lane `p` of `words[w]`, to `rows[p]`.
-    fn to_rows(words: &[Self; 16], rows: &mut Rows);
-    /// Qword `q` of packet `first + p` as lane `p` of element `q`.
-    fn from_rows(rows: &Rows, first: usize) -> [Self; 8];
-    /// Adds (xor) the row's key stream to 64 bytes of text and leaves ciphertext in the row: the result of sealing, or
-    /// what is opened.
-    fn crypt<const SEAL: bool>(text: &mut [u8; BLOCK], row: &mut [u8; BLOCK]);
+    /// Word `w` of packet `p`, which is lane `p` of `words[w]`, becomes word `w` of row `p`. A row, 64 bytes, is
+    /// [`PIECES`](Self::PIECES) vectors, one behind the other.
+    fn transpose(words: &[Self; 16]) -> [Self; 16];
+    /// Qword `q` of the rows of the first (0) or second (1) half of the packets, as lanes of element `q`.
+    fn qwords(rows: &[Self; 16], half: usize) -> [Self; 8];
+    /// Reads piece `piece` of a row.
+    fn load(row: &[u8; BLOCK], piece: usize) -> Self;
+    /// Writes piece `piece` of a row.
+    fn store(self, row: &mut [u8; BLOCK], piece: usize);
 }
 
 /// Poly1305's tags, by packet.
@@ -122,7 +126,7 @@ impl Width {
     /// docs/performance.md.
     const fn worthwhile(self) -> usize {
         match self {
-            Self::Eight => 7,
+            Self::Eight => 6,
             Self::Sixteen => 11,
         }
     }
@@ -178,10 +182,6 @@ pub(super) fn open(width: Width, packets: &mut [Packet<'_, '_>], given: &Tags) -
     }
     verdicts
 }
-
-/// 64 bytes of each packet.
-#[repr(C, align(64))]
-struct Rows([[u8; BLOCK]; MAX_LANES]);
 
 /// Poly1305's accumulators of half the packets.
 trait Poly<V: Vector>: Copy {
@@ -364,9 +364,9 @@ impl<V: Multiply> Poly<V> for Radix26<V> {
     }
 }
 
-/// ChaCha20's block function for one block of each packet: the initial state plus 20 rounds of it, in rows.
+/// ChaCha20's block function for one block of each packet, the initial state plus 20 rounds of it, in rows.
 #[inline(always)]
-fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32, rows: &mut Rows) {
+fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32) -> [V; 16] {
     let c = CONSTANTS.map(V::splat32);
     let initial = [
         c[0],
@@ -402,12 +402,11 @@ fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32, rows: &mut Rows) 
     for (x, initial) in x.iter_mut().zip(initial) {
         *x = x.add32(initial);
     }
-    V::to_rows(&x, rows);
+    V::transpose(&x)
 }
 
 /// What is secret and lies in memory.
 struct State<V: Vector, P: Poly<V>> {
-    rows: Rows,
     key: [V; 8],
     nonce: [V; 2],
     poly: [P; 2],
@@ -417,7 +416,6 @@ struct State<V: Vector, P: Poly<V>> {
 impl<V: Vector, P: Poly<V>> Drop for State<V, P> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.rows.0.zeroize();
         self.s.zeroize();
         self.key = [V::splat32(0); 8];
         self.poly.iter_mut().for_each(P::wipe);
@@ -441,62 +439,96 @@ impl<V: Vector, P: Poly<V>> State<V, P> {
         let key = std::array::from_fn(|word| V::from32(&words[word]));
         let nonce = [V::from32(&words[8]), V::from32(&words[9])];
         words.zeroize();
-        let mut rows = Rows([[0; BLOCK]; MAX_LANES]);
-        chacha(&key, &nonce, 0, &mut rows);
-        let mut s = [[0; 16]; MAX_LANES];
-        for (s, row) in s.iter_mut().zip(&rows.0).take(V::LANES) {
-            s.copy_from_slice(&row[16..32]);
+        let rows = chacha(&key, &nonce, 0);
+        let mut s = Tags::default();
+        for (row, s) in rows.chunks_exact(V::PIECES).zip(&mut s) {
+            let mut bytes = [0; BLOCK];
+            for (piece, vector) in row.iter().enumerate() {
+                vector.store(&mut bytes, piece);
+            }
+            s.copy_from_slice(&bytes[16..32]);
+            bytes.zeroize();
         }
-        let poly = [0, V::LANES / 2].map(|first| {
-            let [low, high, ..] = V::from_rows(&rows, first);
-            let clamp = |x: V, mask| x.and(V::splat64(mask));
-            P::new([clamp(low, 0x0fff_fffc_0fff_ffff), clamp(high, 0x0fff_fffc_0fff_fffc)])
-        });
-        Self { rows, key, nonce, poly, s }
+        let clamp = [V::splat64(0x0fff_fffc_0fff_ffff), V::splat64(0x0fff_fffc_0fff_fffc)];
+        let (a, b) = (V::qwords(&rows, 0), V::qwords(&rows, 1));
+        let poly = [
+            P::new([a[0].and(clamp[0]), a[1].and(clamp[1])]),
+            P::new([b[0].and(clamp[0]), b[1].and(clamp[1])]),
+        ];
+        Self { key, nonce, poly, s }
     }
 
-    /// The text's block `block` (from 1) of each packet that reaches so far.
+    /// The text's block `block` (from 1), of which each packet has all 64 bytes. Lanes without a packet compute
+    /// something that nobody asks for.
     #[inline(always)]
-    fn step<const SEAL: bool>(&mut self, packets: &mut [Packet<'_, '_>], block: u32) {
-        chacha(&self.key, &self.nonce, block, &mut self.rows);
+    fn whole_block<const SEAL: bool>(&mut self, packets: &mut [Packet<'_, '_>], block: u32) {
+        let mut rows = chacha(&self.key, &self.nonce, block);
         let offset = (block as usize - 1) * BLOCK;
-        // 16-byte blocks of each lane.
-        let mut sixteenths = [0_u8; MAX_LANES];
-        let mut full = packets.len() == V::LANES;
-        for ((packet, row), sixteenths) in packets.iter_mut().zip(&mut self.rows.0).zip(&mut sixteenths) {
-            let text = packet.text.get_mut(offset..).unwrap_or_default();
-            if let Some(text) = text.first_chunk_mut::<BLOCK>() {
-                V::crypt::<SEAL>(text, row);
-                *sixteenths = 4;
-            } else {
-                full = false;
-                *sixteenths = text.len().div_ceil(16) as u8;
-                let mut whole = [0; BLOCK];
-                whole[..text.len()].copy_from_slice(text);
-                V::crypt::<SEAL>(&mut whole, row);
-                text.copy_from_slice(&whole[..text.len()]);
-                row[text.len()..].fill(0);
-                whole.zeroize();
+        for p in 0..V::LANES {
+            let text = packets.get_mut(p).and_then(|packet| packet.text.get_mut(offset..));
+            if let Some(text) = text.and_then(<[u8]>::first_chunk_mut) {
+                for piece in 0..V::PIECES {
+                    let row = &mut rows[p * V::PIECES + piece];
+                    let old = V::load(text, piece);
+                    let new = old.xor(*row);
+                    new.store(text, piece);
+                    *row = if SEAL { new } else { old };
+                }
             }
         }
         for half in 0..2 {
-            let first = half * V::LANES / 2;
-            let q = V::from_rows(&self.rows, first);
+            let q = V::qwords(&rows, half);
             let poly = &mut self.poly[half];
-            if full {
-                for pair in [[q[0], q[1]], [q[2], q[3]], [q[4], q[5]], [q[6], q[7]]] {
-                    poly.absorb(pair);
-                }
-                continue;
+            poly.absorb([q[0], q[1]]);
+            poly.absorb([q[2], q[3]]);
+            poly.absorb([q[4], q[5]]);
+            poly.absorb([q[6], q[7]]);
+        }
+    }
+
+    /// As above, where packets have between none and all of its bytes.
+    #[inline(always)]
+    fn partial_block<const SEAL: bool>(&mut self, packets: &mut [Packet<'_, '_>], block: u32) {
+        let mut rows = chacha(&self.key, &self.nonce, block);
+        let offset = (block as usize - 1) * BLOCK;
+        // 16-byte blocks of each lane.
+        let mut sixteenths = [0_u8; MAX_LANES];
+        for ((packet, row), sixteenths) in
+            packets.iter_mut().zip(rows.chunks_exact_mut(V::PIECES)).zip(&mut sixteenths)
+        {
+            let text = packet.text.get_mut(offset..).unwrap_or_default();
+            let len = text.len().min(BLOCK);
+            let text = &mut text[..len];
+            *sixteenths = len.div_ceil(16) as u8;
+            let (mut bytes, mut stream) = ([0; BLOCK], [0; BLOCK]);
+            bytes[..len].copy_from_slice(text);
+            for (piece, vector) in row.iter_mut().enumerate() {
+                vector.store(&mut stream, piece);
+                *vector = V::load(&bytes, piece);
             }
+            for (byte, key) in bytes[..len].iter_mut().zip(&stream) {
+                *byte ^= key;
+            }
+            text.copy_from_slice(&bytes[..len]);
+            if SEAL {
+                for (piece, vector) in row.iter_mut().enumerate() {
+                    *vector = V::load(&bytes, piece);
+                }
+            }
+            bytes.zeroize();
+            stream.zeroize();
+        }
+        for half in 0..2 {
+            let q = V::qwords(&rows, half);
+            let ends = &sixteenths[half * V::LANES / 2..];
             for (at, pair) in (0..).zip([[q[0], q[1]], [q[2], q[3]], [q[4], q[5]], [q[6], q[7]]]) {
                 let mut mask = [0; MAX_LANES / 2];
-                for (mask, &sixteenths) in mask.iter_mut().zip(&sixteenths[first..]).take(V::LANES / 2) {
-                    *mask = if at < sixteenths { u64::MAX } else { 0 };
+                for (mask, &end) in mask.iter_mut().zip(ends) {
+                    *mask = if at < end { u64::MAX } else { 0 };
                 }
-                let before = *poly;
-                poly.absorb(pair);
-                poly.keep(&before, V::from64(&mask));
+                let before = self.poly[half];
+                self.poly[half].absorb(pair);
+                self.poly[half].keep(&before, V::from64(&mask));
             }
         }
     }
@@ -548,9 +580,14 @@ fn reduce(limbs: [u64; 5], bits: u32) -> u128 {
 #[inline(always)]
 fn run<V: Vector, P: Poly<V>, const SEAL: bool>(packets: &mut [Packet<'_, '_>], tags: &mut Tags) {
     let mut state = State::<V, P>::new(packets);
-    let longest = packets.iter().map(|packet| packet.text.len()).max().unwrap_or(0);
-    for block in 1..=longest.div_ceil(BLOCK) as u32 {
-        state.step::<SEAL>(packets, block);
+    let lens = || packets.iter().map(|packet| packet.text.len());
+    let whole = (lens().min().unwrap_or(0) / BLOCK) as u32;
+    let all = lens().max().unwrap_or(0).div_ceil(BLOCK) as u32;
+    for block in 1..=whole {
+        state.whole_block::<SEAL>(packets, block);
+    }
+    for block in whole + 1..=all {
+        state.partial_block::<SEAL>(packets, block);
     }
     state.finish(packets, tags);
 }

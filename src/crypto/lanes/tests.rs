@@ -89,22 +89,22 @@ impl Vector for Portable {
     fn shift_right<const N: u32>(self) -> Self {
         Self(self.0.map(|lane| lane >> N))
     }
-    fn to_rows(words: &[Self; 16], rows: &mut Rows) {
-        for (w, word) in words.iter().enumerate() {
-            for (row, lane) in rows.0.iter_mut().zip(word.words()) {
-                row[4 * w..4 * w + 4].copy_from_slice(&lane.to_le_bytes());
-            }
-        }
+    fn transpose(words: &[Self; 16]) -> [Self; 16] {
+        std::array::from_fn(|at| {
+            let (packet, first) = (at / 4, at % 4 * 4);
+            Self::of_words(std::array::from_fn(|n| words[first + n].words()[packet]))
+        })
     }
-    fn from_rows(rows: &Rows, first: usize) -> [Self; 8] {
-        let qword = |row: &[u8; BLOCK], q: usize| u64::from_le_bytes(*row[8 * q..].first_chunk().unwrap());
-        std::array::from_fn(|q| Self([qword(&rows.0[first], q), qword(&rows.0[first + 1], q)]))
+    fn qwords(rows: &[Self; 16], half: usize) -> [Self; 8] {
+        let of = |packet: usize, q: usize| rows[4 * packet + q / 2].0[q % 2];
+        std::array::from_fn(|q| Self([of(2 * half, q), of(2 * half + 1, q)]))
     }
-    fn crypt<const SEAL: bool>(text: &mut [u8; BLOCK], row: &mut [u8; BLOCK]) {
-        for (text, row) in text.iter_mut().zip(row) {
-            let old = *text;
-            *text ^= *row;
-            *row = if SEAL { *text } else { old };
+    fn load(row: &[u8; BLOCK], piece: usize) -> Self {
+        Self([0, 8].map(|at| u64::from_le_bytes(*row[16 * piece + at..].first_chunk().unwrap())))
+    }
+    fn store(self, row: &mut [u8; BLOCK], piece: usize) {
+        for (bytes, lane) in row[16 * piece..].chunks_exact_mut(8).zip(self.0) {
+            bytes.copy_from_slice(&lane.to_le_bytes());
         }
     }
 }
@@ -368,8 +368,8 @@ fn short_and_mixed_runs_are_not_worth_it() {
     assert_eq!(plan(&[1420; 44]), Some(Width::Sixteen));
     assert_eq!(plan(&[1420; 11]), Some(Width::Sixteen));
     assert_eq!(plan(&[1420; 10]), Some(Width::Eight));
-    assert_eq!(plan(&[1420; 7]), Some(Width::Eight));
-    assert_eq!(plan(&[1420; 6]), None);
+    assert_eq!(plan(&[1420; 6]), Some(Width::Eight));
+    assert_eq!(plan(&[1420; 5]), None);
     assert_eq!(plan(&[]), None);
     let mut mixed = [64; 16];
     mixed[3] = 1420;
@@ -402,6 +402,57 @@ fn a_wrong_tag_is_its_own_lanes_matter() {
                     assert_eq!(bool::from(verdict), lane != wrong && lane < width.lanes(), "lane {lane}");
                 }
             });
+        }
+    }
+}
+
+/// A number from hexadecimal digits in the order of its bytes, lowest first, as RFC 8439 writes blocks.
+fn block(hex: &str) -> u128 {
+    u128::from_str_radix(hex, 16).unwrap().swap_bytes()
+}
+
+/// RFC 8439 appendix A.3, test vectors 7 to 11 (those of whole blocks): sums that cross 2^128, 2^130 and the prime.
+#[test]
+fn poly1305_vectors_of_rfc_8439() {
+    let all = "ffffffffffffffffffffffffffffffff";
+    let vectors: [(u128, u128, &[&str], &str); 5] = [
+        (2, 0, &[all], "03000000000000000000000000000000"),
+        (2, block(all), &["02000000000000000000000000000000"], "03000000000000000000000000000000"),
+        (
+            1,
+            0,
+            &[all, "f0ffffffffffffffffffffffffffffff", "11000000000000000000000000000000"],
+            "05000000000000000000000000000000",
+        ),
+        (
+            1,
+            0,
+            &[all, "fbfefefefefefefefefefefefefefefe", "01010101010101010101010101010101"],
+            "00000000000000000000000000000000",
+        ),
+        (2, 0, &["fdffffffffffffffffffffffffffffff"], "faffffffffffffffffffffffffffffff"),
+    ];
+    for (r, s, blocks, tag) in vectors {
+        let blocks: Vec<_> = blocks.iter().map(|hex| block(hex)).collect();
+        assert_eq!(poly::<Radix44<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
+        assert_eq!(poly::<Radix26<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
+    }
+}
+
+/// RFC 8439 appendix A.1, test vectors 1 and 2: blocks 0 and 1 of the key of zeros.
+#[test]
+fn chacha20_blocks_of_rfc_8439() {
+    let blocks = [
+        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7\
+         da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586",
+        "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed\
+         29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f",
+    ];
+    for (number, hex) in (0..).zip(blocks) {
+        let rows = chacha(&[Portable::splat32(0); 8], &[Portable::splat32(0); 2], number);
+        for row in rows.chunks_exact(Portable::PIECES) {
+            let bytes = row.iter().flat_map(|piece| piece.0).flat_map(u64::to_le_bytes);
+            assert_eq!(bytes.map(|byte| format!("{byte:02x}")).collect::<String>(), hex, "block {number}");
         }
     }
 }

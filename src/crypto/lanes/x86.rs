@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Ifma, MAX_LANES, Packet, Radix44, Rows, Tags, Vector, Width, run};
+use super::{BLOCK, Ifma, MAX_LANES, Packet, Radix44, Tags, Vector, Width, run};
 #[cfg(test)]
 use super::{Multiply, Radix26};
 
@@ -84,8 +84,8 @@ impl Vector for Zmm {
     }
 
     #[inline(always)]
-    fn to_rows(words: &[Self; 16], rows: &mut Rows) {
-        // SAFETY: as for `operation`; the stores write the rows' 64 bytes, which are aligned to 64.
+    fn transpose(words: &[Self; 16]) -> [Self; 16] {
+        // SAFETY: as for `operation`.
         unsafe {
             // A quarter of a vector holds what four words say of packets 4 i .. 4 i + 3; fours[4 k + j] those words
             // 4 k .. 4 k + 3 of packets j, 4 + j, 8 + j and 12 + j.
@@ -100,47 +100,54 @@ impl Vector for Zmm {
                 fours[4 * k + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
                 fours[4 * k + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
             }
+            let mut rows = *words;
             for j in 0..4 {
-                let quarters = across(fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
-                for (row, quarter) in rows.0[j..].iter_mut().step_by(4).zip(quarters) {
-                    _mm512_store_si512(row.as_mut_ptr().cast(), quarter);
-                }
+                let q = across(fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+                rows[j] = Self(q[0]);
+                rows[4 + j] = Self(q[1]);
+                rows[8 + j] = Self(q[2]);
+                rows[12 + j] = Self(q[3]);
             }
+            rows
         }
     }
 
     #[inline(always)]
-    fn from_rows(rows: &Rows, first: usize) -> [Self; 8] {
-        // SAFETY: as for `operation`; the loads read the rows' 64 bytes, which are aligned to 64.
+    fn qwords(rows: &[Self; 16], half: usize) -> [Self; 8] {
+        // SAFETY: as for `operation`.
         unsafe {
             // Even and odd qwords of packets 2 k and 2 k + 1.
             let (mut even, mut odd) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
             for k in 0..4 {
-                let a = _mm512_load_si512(rows.0[first + 2 * k].as_ptr().cast());
-                let b = _mm512_load_si512(rows.0[first + 2 * k + 1].as_ptr().cast());
+                let (a, b) = (rows[8 * half + 2 * k].0, rows[8 * half + 2 * k + 1].0);
                 even[k] = _mm512_unpacklo_epi64(a, b);
                 odd[k] = _mm512_unpackhi_epi64(a, b);
             }
             let even = across(even[0], even[1], even[2], even[3]);
             let odd = across(odd[0], odd[1], odd[2], odd[3]);
-            let mut qwords = [Self(even[0]); 8];
-            for k in 0..4 {
-                qwords[2 * k] = Self(even[k]);
-                qwords[2 * k + 1] = Self(odd[k]);
-            }
-            qwords
+            [
+                Self(even[0]),
+                Self(odd[0]),
+                Self(even[1]),
+                Self(odd[1]),
+                Self(even[2]),
+                Self(odd[2]),
+                Self(even[3]),
+                Self(odd[3]),
+            ]
         }
     }
 
     #[inline(always)]
-    fn crypt<const SEAL: bool>(text: &mut [u8; BLOCK], row: &mut [u8; BLOCK]) {
-        // SAFETY: as for `operation`; reads and writes the arrays' 64 bytes.
-        unsafe {
-            let old = _mm512_loadu_si512(text.as_ptr().cast());
-            let new = _mm512_xor_si512(old, _mm512_loadu_si512(row.as_ptr().cast()));
-            _mm512_storeu_si512(text.as_mut_ptr().cast(), new);
-            _mm512_storeu_si512(row.as_mut_ptr().cast(), if SEAL { new } else { old });
-        }
+    fn load(row: &[u8; BLOCK], _piece: usize) -> Self {
+        // SAFETY: reads the array's 64 bytes.
+        Self(unsafe { _mm512_loadu_si512(row.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn store(self, row: &mut [u8; BLOCK], _piece: usize) {
+        // SAFETY: writes the array's 64 bytes.
+        unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), self.0) };
     }
 }
 
@@ -235,9 +242,10 @@ impl<const VL: bool> Vector for Ymm<VL> {
     }
 
     #[inline(always)]
-    fn to_rows(words: &[Self; 16], rows: &mut Rows) {
-        // SAFETY: as for `operation`; the stores write 32 bytes of the rows' 64, which are aligned to 64.
+    fn transpose(words: &[Self; 16]) -> [Self; 16] {
+        // SAFETY: as for `operation`.
         unsafe {
+            let mut rows = *words;
             for half in 0..2 {
                 // As in `Zmm`, with two packets' fours in a vector: j and 4 + j.
                 let mut fours = [words[0].0; 8];
@@ -253,48 +261,45 @@ impl<const VL: bool> Vector for Ymm<VL> {
                 }
                 for j in 0..4 {
                     let (low, high) = (fours[j], fours[4 + j]);
-                    let row = rows.0[j][32 * half..32 * half + 32].as_mut_ptr().cast();
-                    _mm256_store_si256(row, _mm256_permute2x128_si256::<0x20>(low, high));
-                    let row = rows.0[4 + j][32 * half..32 * half + 32].as_mut_ptr().cast();
-                    _mm256_store_si256(row, _mm256_permute2x128_si256::<0x31>(low, high));
+                    rows[2 * j + half] = Self(_mm256_permute2x128_si256::<0x20>(low, high));
+                    rows[2 * (4 + j) + half] = Self(_mm256_permute2x128_si256::<0x31>(low, high));
                 }
             }
+            rows
         }
     }
 
     #[inline(always)]
-    fn from_rows(rows: &Rows, first: usize) -> [Self; 8] {
-        let mut qwords = [Self::splat32(0); 8];
-        for half in 0..2 {
-            // SAFETY: as for `operation`; the loads read 32 bytes of the rows' 64, which are aligned to 64.
+    fn qwords(rows: &[Self; 16], half: usize) -> [Self; 8] {
+        let mut qwords = [rows[0]; 8];
+        for piece in 0..2 {
+            // SAFETY: as for `operation`.
             unsafe {
-                let mut packets = [_mm256_setzero_si256(); 4];
-                for (packet, row) in packets.iter_mut().zip(&rows.0[first..]) {
-                    *packet = _mm256_load_si256(row[32 * half..32 * half + 32].as_ptr().cast());
-                }
-                let [a, b, c, d] = packets;
+                let at = 8 * half + piece;
+                let (a, b, c, d) = (rows[at].0, rows[at + 2].0, rows[at + 4].0, rows[at + 6].0);
                 let (ab, ab_odd) = (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
                 let (cd, cd_odd) = (_mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d));
-                qwords[4 * half] = Self(_mm256_permute2x128_si256::<0x20>(ab, cd));
-                qwords[4 * half + 1] = Self(_mm256_permute2x128_si256::<0x20>(ab_odd, cd_odd));
-                qwords[4 * half + 2] = Self(_mm256_permute2x128_si256::<0x31>(ab, cd));
-                qwords[4 * half + 3] = Self(_mm256_permute2x128_si256::<0x31>(ab_odd, cd_odd));
+                qwords[4 * piece] = Self(_mm256_permute2x128_si256::<0x20>(ab, cd));
+                qwords[4 * piece + 1] = Self(_mm256_permute2x128_si256::<0x20>(ab_odd, cd_odd));
+                qwords[4 * piece + 2] = Self(_mm256_permute2x128_si256::<0x31>(ab, cd));
+                qwords[4 * piece + 3] = Self(_mm256_permute2x128_si256::<0x31>(ab_odd, cd_odd));
             }
         }
         qwords
     }
 
     #[inline(always)]
-    fn crypt<const SEAL: bool>(text: &mut [u8; BLOCK], row: &mut [u8; BLOCK]) {
-        for (text, row) in text.as_chunks_mut::<32>().0.iter_mut().zip(row.as_chunks_mut::<32>().0) {
-            // SAFETY: as for `operation`; reads and writes the arrays' 32 bytes.
-            unsafe {
-                let old = _mm256_loadu_si256(text.as_ptr().cast());
-                let new = _mm256_xor_si256(old, _mm256_loadu_si256(row.as_ptr().cast()));
-                _mm256_storeu_si256(text.as_mut_ptr().cast(), new);
-                _mm256_storeu_si256(row.as_mut_ptr().cast(), if SEAL { new } else { old });
-            }
-        }
+    fn load(row: &[u8; BLOCK], piece: usize) -> Self {
+        let bytes = &row[32 * piece..32 * piece + 32];
+        // SAFETY: reads the slice's 32 bytes.
+        Self(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn store(self, row: &mut [u8; BLOCK], piece: usize) {
+        let bytes = &mut row[32 * piece..32 * piece + 32];
+        // SAFETY: writes the slice's 32 bytes.
+        unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), self.0) };
     }
 }
 
