@@ -37,8 +37,8 @@ pub const TARGETS: &[(&str, Target)] = &[
 ];
 
 /// Seals packets of any lengths as one run and each by itself, which must not differ; opens the run with some of them
-/// altered, which are refused and wiped while the others open. Input: 32 bytes of key, 8 of counter, then for each packet
-/// its length (2 bytes, the highest bit: alter it), and its bytes as far as there are any.
+/// altered, which are refused and wiped while the others open. Input: 32 bytes of key, 8 of counter, then for each
+/// packet its length (2 bytes; highest bit: alter it) and its bytes, as far as there are any.
 pub fn aead_run(data: &[u8]) {
     let Some((key, rest)) = data.split_first_chunk::<32>() else { return };
     let Some((counter, mut rest)) = rest.split_first_chunk::<8>() else { return };

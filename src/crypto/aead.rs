@@ -2,7 +2,7 @@
 //! no associated data on transport messages.
 //!
 //! The interface is a *run*: packets of one keypair, with consecutive counters to seal and any counters to open. Where
-//! the processor can, runs of some length go through [`lanes`](super::lanes), several packets side by side; what
+//! the processor can, runs of some length go through `lanes`, several packets side by side; what
 //! is left, and everything on other processors, goes through `ring`, one packet after the other.
 
 use std::fmt;

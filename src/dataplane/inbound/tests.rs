@@ -163,7 +163,7 @@ fn only_what_is_authentic_and_new_moves_the_endpoint() {
     assert_eq!(bench.endpoint(), Some(AWAY));
 }
 
-/// Long runs are opened side by side. What is among them that is forged, repeated or of somebody else costs itself only,
+/// Long runs are opened side by side. What is among them that is forged, repeated or somebody else's costs itself only,
 /// and nothing is overtaken.
 #[test]
 fn in_a_run_each_datagram_stands_for_itself() {
