@@ -30,7 +30,7 @@ use crate::dataplane::handoff::WorkerReport;
 use crate::dataplane::offload::switches::Switch;
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Outcome};
-use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges};
+use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges, histogram};
 use crate::sys::clock;
 use crate::types::Time;
 
@@ -245,6 +245,7 @@ impl Exporter {
             gauge.set(f64::from(u8::from(states.is_on(*switch))));
         }
         let mut text = Text { out: self.handle.render(), interface: &self.interface };
+        histograms(&mut text, &self.workers);
         self.process(&mut text);
         reasons(&mut text, gateway);
         if self.per_peer {
@@ -279,6 +280,27 @@ impl Exporter {
         if let Some(bytes) = self.status.as_ref().and_then(resident) {
             text.head("process_resident_memory_bytes", "gauge", "resident memory");
             text.line("process_resident_memory_bytes", &[], bytes);
+        }
+    }
+}
+
+/// Sizes of the workers' batches. The recorder takes single sizes only, not what was counted already.
+fn histograms(text: &mut Text<'_>, workers: &[Thread]) {
+    for (place, series) in WorkerCounters::HISTOGRAMS.iter().enumerate() {
+        text.head(series.name, "histogram", series.help);
+        for (number, thread) in workers.iter().enumerate() {
+            let Some(cells) = thread.board.histograms().nth(place) else { continue };
+            let worker = number.to_string();
+            // The format wants them cumulative, and the count that of the last bucket.
+            let mut count = 0;
+            for (bound, here) in histogram::names().zip(cells) {
+                count += here;
+                let labels = [("worker", worker.as_str()), ("le", &bound)];
+                text.line(&format!("{}_bucket", series.name), &labels, count);
+            }
+            let labels = [("worker", worker.as_str())];
+            text.line(&format!("{}_sum", series.name), &labels, cells[histogram::BUCKETS]);
+            text.line(&format!("{}_count", series.name), &labels, count);
         }
     }
 }
@@ -409,6 +431,33 @@ mod tests {
             let bytes = resident(&status).unwrap();
             assert!((1 << 20..1 << 40).contains(&bytes) && bytes.is_multiple_of(1024), "{bytes}");
         }
+    }
+
+    #[test]
+    fn buckets_are_cumulative_and_belong_to_their_worker() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let workers: Vec<_> =
+            boards.iter().enumerate().map(|(i, board)| registry.worker(i, board, &[])).collect();
+        let mut counters = WorkerCounters::default();
+        [1, 2, 3, 4, 44, 200].into_iter().for_each(|size| counters.receive_sizes.record(size));
+        counters.send_sizes.record(9);
+        counters.publish(&WorkerGauges::default(), &boards[1]);
+        let mut text = Text { out: String::new(), interface: "wg0" };
+        histograms(&mut text, &workers);
+        let of = |metric: &str, worker: usize| {
+            let lines = text.out.lines().filter(|line| line.contains(&format!("worker=\"{worker}\"")));
+            let lines = lines.filter(|line| line.starts_with(metric));
+            lines
+                .map(|line| line.rsplit_once('}').unwrap().1.trim().parse::<u64>().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("ringway_receive_batch_datagrams", 1), [1, 2, 4, 4, 4, 4, 5, 5, 6, 254, 6]);
+        assert_eq!(of("ringway_send_batch_datagrams", 1), [0, 0, 0, 0, 1, 1, 1, 1, 1, 9, 1]);
+        assert_eq!(of("ringway_", 0), [0; 22]);
+        let line = r#"ringway_receive_batch_datagrams_bucket{interface="wg0",worker="1",le="+Inf"} 6"#;
+        assert!(text.out.contains(line), "{}", text.out);
+        assert_eq!(text.out.matches("# TYPE ringway_send_batch_datagrams histogram\n").count(), 1);
     }
 
     #[test]

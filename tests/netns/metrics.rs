@@ -70,15 +70,26 @@ fn sum(page: &str, metric: &str, label: &str) -> u64 {
     series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// The metrics that a page declares.
-fn declared(page: &str) -> BTreeSet<&str> {
-    page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect()
+/// The metrics that a page declares; of a histogram its three series.
+fn declared(page: &str) -> BTreeSet<String> {
+    let mut declared = BTreeSet::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        match line.split_once(' ') {
+            Some((name, "histogram")) => {
+                declared.extend(["bucket", "sum", "count"].map(|part| format!("{name}_{part}")));
+            }
+            Some((name, _)) => _ = declared.insert(name.to_owned()),
+            None => panic!("half a line: {line}"),
+        }
+    }
+    declared
 }
 
 /// The metrics that an expression or a file names.
-fn named(text: &str) -> BTreeSet<&str> {
+fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| ["ringway_", "wireguard_", "process_"].iter().any(|p| word.starts_with(p))).collect()
+    let ours = |word: &&str| ["ringway_", "wireguard_", "process_"].iter().any(|p| word.starts_with(p));
+    words.filter(ours).map(str::to_owned).collect()
 }
 
 /// Every PromQL expression of the dashboard, with its variables filled in.
@@ -141,9 +152,14 @@ impl<'a> Prometheus<'a> {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The answer if it is one number.
+    /// The answer if it is one value.
+    fn value(&self, expr: &str) -> Option<String> {
+        Some(self.query(expr)?.split("=> ").nth(1)?.split(' ').next()?.to_owned())
+    }
+
+    /// The answer if it is one whole number.
     fn number(&self, expr: &str) -> Option<u64> {
-        self.query(expr)?.split("=> ").nth(1)?.split(' ').next()?.parse().ok()
+        self.value(expr)?.parse().ok()
     }
 }
 
@@ -184,6 +200,21 @@ fn prometheus_knows_what_a_gateway_carried() {
     assert!(sent.is_some_and(|bytes| bytes >= 40 * 1000), "{sent:?}");
     let sum = prometheus.number(r#"sum(ringway_handshakes_total{outcome="completed",interface="wg0"})"#);
     assert_eq!(sum, Some(1));
+
+    // A histogram is one to Prometheus, counts what the counters count, and the ring's requests are counted.
+    let median = "histogram_quantile(0.5, sum by (le) (ringway_receive_batch_datagrams_bucket))";
+    let median: Option<f64> = prometheus.value(median).and_then(|value| value.parse().ok());
+    assert!(median.is_some_and(|median| 0.0 < median && median <= 2.0), "pings come one by one: {median:?}");
+    for way in ["receive", "send"] {
+        let [batches, calls] =
+            ["_batch_datagrams_count", "s_total"].map(|of| format!("sum(ringway_{way}{of})"));
+        wait_until("there are as many batches as calls", SOON, || {
+            let counted = prometheus.number(&batches);
+            counted >= Some(40) && counted == prometheus.number(&calls)
+        });
+    }
+    let submissions = prometheus.number("min(ringway_ring_submissions_total)");
+    assert!(submissions >= Some(4), "each worker's wake, queue and two sockets: {submissions:?}");
 
     // Everything that the dashboard asks is understood and about something that is there.
     let declared = declared(&text);
