@@ -2,16 +2,22 @@
 //! against it, and clients that behave badly do not disturb anybody.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::dropin::program;
 use crate::lab::{Host, Lab, machine, target, wait_until};
-use crate::peer::{Implementation, Peer};
-use crate::topology::{GATEWAY_V4, Plan, Site, client_v4};
+use crate::peer::{Implementation, Peer, Remote};
+use crate::topology::{
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Plan, Site, client_v4, connect, gateway_endpoint,
+};
 use crate::traffic::{must_reach, ping};
 
 const PAGE_AT: &str = "127.0.0.1:9586";
@@ -329,4 +335,117 @@ fn a_used_address_is_an_error_that_says_so() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains(PAGE_AT) && said.contains("in use"), "{said}");
     assert!(!host.has_interface("wg1"));
+}
+
+/// A gateway of one file that became somebody else, with a client that knows it.
+fn confined(lab: &Lab) -> (Arc<Host>, Child, Peer) {
+    let (host, outside) = (lab.host("gateway"), lab.host("client"));
+    host.run("mount -t tmpfs tmpfs /var/lib");
+    connect(lab, &host, &outside, 0, 1500);
+    let client = Peer::start(&outside, Implementation::ringway(), "wg0", CLIENT_PORT);
+    let inner = client_v4(0);
+    client.up(&[&format!("{inner}/10")], 1400);
+    let file = format!(
+        "interface = \"wg0\"\naddresses = [\"{GATEWAY_V4}/10\"]\nlisten_port = {GATEWAY_PORT}\nworkers = 2\n\
+         user = \"nobody\"\n[metrics]\nlisten = \"{PAGE_AT}\"\nper_peer = true\n\
+         [[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{inner}/32\"]\n",
+        client.public
+    );
+    std::fs::write(host.run_file("gateway.toml"), file).unwrap();
+    let mut cmd = host.line(&format!("{} gateway --config /var/run/gateway.toml", program()));
+    let child = cmd.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the gateway answers", SOON, || host.attempt("wg show wg0").status.success());
+    let public = host.run("wg show wg0 public-key");
+    let endpoint = gateway_endpoint(0, Outer::V4);
+    let endpoint = Some(endpoint.as_str());
+    client.know(&Remote { public: public.trim(), allowed: OVERLAY, endpoint, ..Remote::default() });
+    must_reach(&outside, GATEWAY_V4);
+    (host, child, client)
+}
+
+/// From outside, as root: the page, `show` and every switch of an appliance that has given up nearly everything.
+#[test]
+fn a_confined_appliance_is_seen_and_switched() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, mut child, client) = confined(&lab);
+    let text = page(&host);
+    host.run_with_input(&format!("{} check metrics", tool("promtool").display()), &text);
+    let sent = sum(&text, "wireguard_sent_bytes_total", &client.public);
+    assert!(sent > 0 && sum(&text, "process_resident_memory_bytes", "") > 1 << 20, "{text}");
+    let show =
+        || -> Value { serde_json::from_str(&host.run(&format!("{} show --json wg0", program()))).unwrap() };
+    assert_eq!(show()["peers"][0]["public_key"], client.public.as_str());
+    let people = host.run(&format!("{} show -i wg0", program()));
+    assert!(people.contains("sessions: 1 of 1 peers"), "{people}");
+
+    for name in ["tun_read", "tun_write", "udp_send", "udp_receive", "mss_clamp"] {
+        for (word, is_on) in [("off", false), ("on", true)] {
+            host.run(&format!("{} switch wg0 {name}={word}", program()));
+            let line =
+                format!("ringway_offload_on{{interface=\"wg0\",offload=\"{name}\"}} {}", u8::from(is_on));
+            wait_until("the page says so", SOON, || page(&host).lines().any(|l| l == line));
+            let shown = show();
+            let place = if name == "mss_clamp" { "/dataplane/mss_clamp" } else { "/dataplane/offloads" };
+            let state = shown.pointer(place).unwrap();
+            let state = state.get(name).unwrap_or(state);
+            assert_eq!(state["on"], is_on, "{name}: {state}");
+        }
+        must_reach(&client.host, GATEWAY_V4);
+    }
+    machine(&format!("kill -TERM {}", child.id()));
+    assert!(child.wait().unwrap().success());
+}
+
+/// The keys of peers that are nowhere, in hexadecimal.
+fn strangers(count: u32) -> impl Iterator<Item = String> {
+    (1..=count).map(|n| format!("{n:08x}{}", "5a".repeat(28)))
+}
+
+/// Least, mean, greatest round trip and its deviation, milliseconds, from the last line of ping(8).
+fn round_trips(said: &str) -> [f64; 4] {
+    let values = said.split(" = ").nth(1).unwrap().split(' ').next().unwrap();
+    let values: Vec<_> = values.split('/').map(|value| value.parse().unwrap()).collect();
+    values.try_into().unwrap()
+}
+
+/// The largest page that is promised: 10,000 peers, by name.
+#[test]
+fn a_page_of_ten_thousand_peers_is_bounded_and_stalls_no_packet() {
+    const PEERS: u32 = 10_000;
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[("RINGWAY_METRICS_PER_PEER", "1")]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let mut request = "set=1\n".to_owned();
+    for (n, key) in strangers(PEERS).enumerate() {
+        let address = format!("100.{}.{}.{}", 80 + (n >> 16), n >> 8 & 255, n & 255);
+        writeln!(request, "public_key={key}\nallowed_ip={address}/32\nallowed_ip=fd99::{n:x}/128").unwrap();
+    }
+    let mut socket = UnixStream::connect(gateway.socket()).unwrap();
+    socket.write_all(format!("{request}\n").as_bytes()).unwrap();
+    socket.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "errno=0\n\n");
+
+    let mut pings = client.host.line(&format!("ping -q -i 0.002 -c 1500 {GATEWAY_V4}"));
+    let pings = pings.stdout(Stdio::piped()).spawn().unwrap();
+    let mut slowest = Duration::ZERO;
+    let mut text = String::new();
+    for _ in 0..10 {
+        let begin = Instant::now();
+        text = page(&gateway.host);
+        slowest = slowest.max(begin.elapsed());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let said = String::from_utf8(pings.wait_with_output().unwrap().stdout).unwrap();
+    println!("{} bytes, {slowest:?} at most, {said}", text.len());
+    assert_eq!(text.matches("wireguard_sent_bytes_total{").count(), PEERS as usize + 1);
+    // As docs/metrics.md has it.
+    assert!(text.len() < 1200 * PEERS as usize + 64 * 1024, "{} bytes", text.len());
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(said.contains("1500 received, 0% packet loss"), "{said}");
+    // A ping every 2 ms: if a page stopped a worker for a twentieth of a second, they would wait a millisecond on average.
+    let [_, mean, most, _] = round_trips(&said);
+    assert!(mean < 1.0 && most < 100.0, "{said}");
+    gateway.host.run_with_input(&format!("{} check metrics", tool("promtool").display()), &text);
 }

@@ -118,6 +118,25 @@ fn interfaces() {
 }
 
 #[test]
+fn advertisements() {
+    for (forwards, accept, expected) in
+        [(true, 1, Verdict::Warn), (true, 2, Verdict::Ok), (true, 0, Verdict::Ok), (false, 1, Verdict::Ok)]
+    {
+        assert_eq!(verdict(&probes::accept_ra("e0", forwards, accept)), expected, "{forwards} {accept}");
+    }
+    let vlan = probes::accept_ra("e0.7", true, 1);
+    assert_eq!(vlan.fix.unwrap(), "sysctl -w net.ipv6.conf.e0/7.accept_ra=2");
+
+    let own = "fe80000000000000e4a5d5fffe1bb3b8 02 40 20 80     lo\n\
+        20010db8000000000000000000000001 05 40 00 80     e0\n\
+        20010db800000000e4a5d5fffe1bb3b8 06 40 00 00     e1\n\
+        20010db800000000e4a5d5fffe1bb3b9 06 40 00 01     e1\n\
+        fe80000000000000e4a5d5fffe1bb3b8 07 40 20 00     e2\n";
+    assert_eq!(look::configured_interfaces(own).into_iter().collect::<Vec<_>>(), ["e1"]);
+    assert!(look::configured_interfaces("").is_empty());
+}
+
+#[test]
 fn firewalls() {
     assert_eq!(verdict(&probes::firewall("wg0", Ok(&[]))[0]), Verdict::Ok);
     assert_eq!(verdict(&probes::firewall("wg0", Err("no nft".to_owned()))[0]), Verdict::Unknown);
