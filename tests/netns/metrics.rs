@@ -444,7 +444,7 @@ fn a_page_of_ten_thousand_peers_is_bounded_and_stalls_no_packet() {
     assert!(text.len() < 1200 * PEERS as usize + 64 * 1024, "{} bytes", text.len());
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert!(said.contains("1500 received, 0% packet loss"), "{said}");
-    // A ping every 2 ms: if a page stopped a worker for a twentieth of a second, they would wait a millisecond on average.
+    // A ping every 2 ms: if a page stopped a worker for 50 ms, they would wait a millisecond on average.
     let [_, mean, most, _] = round_trips(&said);
     assert!(mean < 1.0 && most < 100.0, "{said}");
     gateway.host.run_with_input(&format!("{} check metrics", tool("promtool").display()), &text);
