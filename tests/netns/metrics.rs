@@ -285,6 +285,18 @@ fn a_page_names_clients_only_on_request_and_totals_outlive_them() {
         names.map(|name| sum(page, name, ""))
     };
     assert_eq!((sum(&before, "ringway_peers", ""), sum(&before, "ringway_sessions", "")), (1, 1));
+    // An initiation is longer than its response: what came is not what went.
+    wait_until("the page and `wg` agree", SOON, || {
+        let said = gateway.show("transfer", key);
+        let [came, went] = [0, 1].map(|n| said.split_whitespace().nth(n).unwrap().parse::<u64>().unwrap());
+        let page = page(&gateway.host);
+        let ours = ["in", "out"].map(|way| {
+            let direction = format!("direction=\"{way}\"");
+            sum(&page, "ringway_peer_bytes_total", &direction)
+        });
+        let theirs = ["received", "sent"].map(|way| sum(&page, &format!("wireguard_{way}_bytes_total"), key));
+        came != went && ours == [came, went] && theirs == [came, went]
+    });
     gateway.set(&format!("peer {key} remove"));
     wait_until("the peer is gone from the page", SOON, || !page(&gateway.host).contains(key.as_str()));
     let after = page(&gateway.host);
@@ -374,7 +386,15 @@ fn a_confined_appliance_is_seen_and_switched() {
     assert!(sent > 0 && sum(&text, "process_resident_memory_bytes", "") > 1 << 20, "{text}");
     let show =
         || -> Value { serde_json::from_str(&host.run(&format!("{} show --json wg0", program()))).unwrap() };
-    assert_eq!(show()["peers"][0]["public_key"], client.public.as_str());
+    let shown = show();
+    assert_eq!(shown["peers"][0]["public_key"], client.public.as_str());
+    let of_workers = |path: &str| -> Vec<u64> {
+        let path = format!("/histograms/ringway_receive_batch_datagrams/{path}");
+        let workers = shown["dataplane"]["workers"].as_array().unwrap();
+        workers.iter().map(|worker| worker.pointer(&path).unwrap().as_u64().unwrap()).collect()
+    };
+    let (ones, sums) = (of_workers("buckets/1"), of_workers("sum"));
+    assert!(ones.iter().sum::<u64>() > 0 && ones <= sums, "{shown:#}");
     let people = host.run(&format!("{} show -i wg0", program()));
     assert!(people.contains("sessions: 1 of 1 peers"), "{people}");
 

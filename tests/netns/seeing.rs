@@ -208,13 +208,15 @@ fn doctor_finds_what_is_forbidden() {
     }
 }
 
-/// What a router says to everybody on the link of an interface: a default route, and a prefix for addresses.
+/// What a router says to everybody on the link of an interface: a default route, and if so wished a prefix for
+/// addresses.
 const ADVERTISE: &str = r#"
     use Socket qw(:all);
     socket(my $s, AF_INET6, SOCK_RAW, 58) or die "socket: $!";
     setsockopt($s, 41, 18, pack("i", 255)) or die "hops: $!";
     my $prefix = pack("CCCCNNN", 3, 4, 64, 0xc0, 1800, 1800, 0) . inet_pton(AF_INET6, "2001:db8:1::");
-    my $packet = pack("CCnCCnNN", 134, 0, 0, 64, 0, 1800, 0, 0) . $prefix;
+    my $packet = pack("CCnCCnNN", 134, 0, 0, 64, 0, 1800, 0, 0);
+    $packet .= $prefix if $ARGV[1];
     send($s, $packet, 0, pack_sockaddr_in6(0, inet_pton(AF_INET6, "ff02::1"), $ARGV[0])) or die "send: $!";
 "#;
 
@@ -227,26 +229,29 @@ fn doctor_finds_a_router_that_is_not_listened_to() {
     assert!(examine(&host, "", "").1.iter().all(|finding| finding["probe"] != "accept_ra"));
 
     let index = router.run("cat /sys/class/net/e0/ifindex");
-    let advertise = || {
+    let advertise = |prefix: &str| {
         let mut perl = router.command("perl");
-        perl.args(["-e", ADVERTISE, index.trim()]).output().unwrap().status.success()
+        perl.args(["-e", ADVERTISE, index.trim(), prefix]).output().unwrap().status.success()
     };
     let has_route = || host.run("ip -6 route show default").contains("proto ra");
     wait_until("there is a default route", Duration::from_secs(10), || {
         // It has an address of its own only some moments after the link came up.
-        advertise() && has_route()
+        advertise("0") && has_route()
     });
     let (_, findings) = examine(&host, "", "");
     assert_eq!(finding(&findings, "accept_ra", "e0: its router")["verdict"], "ok");
+    wait_until("there is an address", Duration::from_secs(10), || {
+        advertise("1") && host.run("ip -6 address show dev e0").contains("2001:db8:1:")
+    });
 
     // The route goes at once, and no advertisement brings another one.
     host.run("sysctl -qw net.ipv6.conf.e0.forwarding=1");
-    assert!(advertise() && !has_route());
+    assert!(advertise("0") && !has_route());
     let (_, findings) = examine(&host, "", "");
     let found = finding(&findings, "accept_ra", "forwards IPv6, accept_ra is 1");
     assert_eq!(found["verdict"], "warn", "{found:#}");
     host.run(found["fix"].as_str().unwrap());
-    wait_until("the route is back", Duration::from_secs(10), || advertise() && has_route());
+    wait_until("the route is back", Duration::from_secs(10), || advertise("0") && has_route());
     let (_, findings) = examine(&host, "", "");
     assert_eq!(finding(&findings, "accept_ra", "accept_ra is 2")["verdict"], "ok");
 }

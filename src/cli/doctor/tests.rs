@@ -36,6 +36,8 @@ fn kernels() {
     ] {
         assert_eq!(verdict(&probes::kernel(release)), expected, "{release}");
     }
+    assert!(probes::kernel("6.1.0-28-amd64").found.contains("no UDP offload on TUN"));
+    assert!(probes::kernel("6.2.0").found.contains("no multishot reads"));
 }
 
 #[test]
@@ -197,10 +199,12 @@ fn what_the_kernel_writes_is_read() {
 
     let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
         eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+        wg1\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n\
         wg0\t00000040\t00000000\t0001\t0\t0\t0\t0000C0FF\t0\t0\t0\n";
     let zero = "0".repeat(32);
     let v6 = format!(
-        "{zero} 00 {zero} 00 fe800000000000000000000000000001 400 1 0 3 eth1\n\
+        "{zero} 01 {zero} 00 fe800000000000000000000000000001 400 1 0 3 wg2\n\
+         {zero} 00 {zero} 00 fe800000000000000000000000000001 400 1 0 3 eth1\n\
          {zero} 00 {zero} 00 {zero} ffffffff 1 0 200200 lo\n"
     );
     let found: Vec<_> = look::default_interfaces(v4, &v6).into_iter().collect();

@@ -212,6 +212,7 @@ fn a_cut_receive_is_dropped_whole() {
     }
     bench.turn();
     bench.assert_drops(&[(Drop::Oversized, 1)]);
+    assert_eq!(bench.counters().receive_sizes, sizes(&[1]), "as many as receives");
     assert!(drain(&bench.tun).is_empty());
 }
 
