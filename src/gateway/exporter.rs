@@ -74,6 +74,8 @@ pub(super) async fn serve(page: Option<Page>, control: &RefCell<Control<Gateway>
 
 /// A page is made again no sooner than this: asking faster costs nobody anything.
 const FRESH: Duration = Duration::from_millis(200);
+/// Nor sooner than so many times what making it took: pages of very many peers get a tenth of the control thread.
+const REST: u32 = 9;
 /// The recorder wants to know where a metric comes from; it makes no use of it.
 const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
 /// The label of the handshake thread beside the workers' numbers.
@@ -82,7 +84,8 @@ const HANDSHAKE: &str = "handshake";
 /// The page's maker; lives on the control thread.
 struct Exporter {
     page: Rc<str>,
-    made: Option<Time>,
+    /// When the page was ready, and how long making it took.
+    made: Option<(Time, Duration)>,
     handle: PrometheusHandle,
     interface: String,
     per_peer: bool,
@@ -217,12 +220,13 @@ impl Exporter {
         }
     }
 
-    /// The page as it stands, at most [`FRESH`] old.
+    /// The page as it stands: not older than [`FRESH`] or [`REST`] permit.
     fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
-        let now = clock::boottime();
-        if self.made.is_none_or(|made| now.since(made) >= FRESH) {
+        let begin = clock::boottime();
+        if self.made.is_none_or(|(ready, took)| is_stale(begin.since(ready), took)) {
             self.page = self.make(control).into();
-            self.made = Some(now);
+            let ready = clock::boottime();
+            self.made = Some((ready, ready.since(begin)));
         }
         Rc::clone(&self.page)
     }
@@ -238,7 +242,7 @@ impl Exporter {
             }
         }
         for (outcome, counter) in &self.outcomes {
-            counter.absolute(self.outcome(*outcome));
+            counter.absolute(ended(*outcome, &self.workers, self.handshake.as_ref()));
         }
         let states = gateway.offloads.switches().now();
         for (switch, gauge) in &self.switches {
@@ -255,22 +259,6 @@ impl Exporter {
         text.out
     }
 
-    /// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
-    fn outcome(&self, outcome: Outcome) -> u64 {
-        let connected =
-            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
-        let boards = self.workers.iter().chain(&self.handshake).map(|thread| &thread.board);
-        if outcome == Outcome::Completed {
-            let workers = self.workers.iter().map(|thread| &thread.board);
-            return workers.filter_map(|board| board.counters().nth(connected?)).sum();
-        }
-        let of = |board: &Arc<Board>| {
-            let drops = Reason::ALL.iter().zip(board.drops());
-            drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
-        };
-        boards.map(of).sum()
-    }
-
     /// The metrics that every Prometheus client has of its process.
     fn process(&self, text: &mut Text<'_>) {
         text.head("process_cpu_seconds_total", "counter", "processor time of all threads, user and system");
@@ -282,6 +270,21 @@ impl Exporter {
             text.line("process_resident_memory_bytes", &[], bytes);
         }
     }
+}
+
+/// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
+fn ended(outcome: Outcome, workers: &[Thread], handshake: Option<&Thread>) -> u64 {
+    let boards = workers.iter().map(|thread| &thread.board);
+    if outcome == Outcome::Completed {
+        let confirmed =
+            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
+        return boards.filter_map(|board| board.counters().nth(confirmed?)).sum();
+    }
+    let of = |board: &Arc<Board>| {
+        let drops = Reason::ALL.iter().zip(board.drops());
+        drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
+    };
+    boards.chain(handshake.map(|thread| &thread.board)).map(of).sum()
 }
 
 /// Sizes of the workers' batches. The recorder takes single sizes only, not what was counted already.
@@ -303,6 +306,11 @@ fn histograms(text: &mut Text<'_>, workers: &[Thread]) {
             text.line(&format!("{}_count", series.name), &labels, count);
         }
     }
+}
+
+/// True if a page of this age, which it took so long to make, may be made anew.
+fn is_stale(age: Duration, took: Duration) -> bool {
+    age >= FRESH.max(took * REST)
 }
 
 /// VmRSS of /proc/PID/status (proc(5)), bytes.
@@ -431,6 +439,31 @@ mod tests {
             let bytes = resident(&status).unwrap();
             assert!((1 << 20..1 << 40).contains(&bytes) && bytes.is_multiple_of(1024), "{bytes}");
         }
+    }
+
+    #[test]
+    fn handshakes_end_in_three_ways() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let [worker, handshake] = [registry.worker(0, &boards[0], &[]), registry.worker(1, &boards[1], &[])];
+        let mut counters = WorkerCounters { connected: 7, ..WorkerCounters::default() };
+        counters.drops.add(Reason::NoRoute, 100);
+        counters.drops.add(Reason::HandshakeQueueFull, 1);
+        counters.publish(&WorkerGauges::default(), &boards[0]);
+        let mut counters = HandshakeCounters::default();
+        for (reason, n) in [(Reason::BadMac1, 10), (Reason::OldTimestamp, 20), (Reason::SourceLimit, 2)] {
+            counters.drops.add(reason, n);
+        }
+        counters.publish(&HandshakeGauges::default(), &boards[1]);
+        let count = |outcome| ended(outcome, std::slice::from_ref(&worker), Some(&handshake));
+        assert_eq!(Outcome::ALL.iter().map(|outcome| count(*outcome)).collect::<Vec<_>>(), [7, 30, 3]);
+    }
+
+    #[test]
+    fn a_page_that_is_long_in_the_making_is_made_seldom() {
+        let ms = Duration::from_millis;
+        assert!(!is_stale(ms(199), ms(1)) && is_stale(ms(200), ms(1)));
+        assert!(!is_stale(ms(899), ms(100)) && is_stale(ms(900), ms(100)));
     }
 
     #[test]

@@ -67,6 +67,24 @@ fn the_journal_hears_priorities_and_repeated_lines_are_counted() {
 }
 
 #[test]
+fn a_drop_in_device_counts_repeated_lines_while_it_runs() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("alone");
+    let log = host.run_file("log");
+    let mut cmd = host.line(&format!("{} -f wg0", program()));
+    cmd.env("LOG_LEVEL", "debug").env("RINGWAY_TEST_LOG_WINDOW", "2");
+    let mut child = cmd.stderr(File::create(&log).unwrap()).spawn().unwrap();
+    wait_until("it answers", SOON, || host.attempt("wg show wg0").status.success());
+    nonsense(&host, 8);
+    wait_until("the repetitions are counted", SOON, || {
+        fs::read_to_string(&log).unwrap().lines().any(|line| line.ends_with(" repeated=3"))
+    });
+    assert!(child.try_wait().unwrap().is_none(), "it runs on");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn who_is_not_the_journal_gets_times() {
     let Some(lab) = Lab::new() else { return };
     let host = lab.host("alone");

@@ -8,13 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
 use crate::dropin::program;
 use crate::lab::{Host, Lab, machine, target, wait_until};
 use crate::peer::{Implementation, Peer, Remote};
+use crate::supervised::hold;
 use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Plan, Site, client_v4, connect, gateway_endpoint,
 };
@@ -266,6 +267,22 @@ fn a_page_names_clients_only_on_request_and_totals_outlive_them() {
     }
     let client_page = page(&client.host);
     assert!(!client_page.contains("198.18.") && !client_page.contains(&gateway.public));
+    for (page, on) in [(&text, 1), (&client_page, 0)] {
+        assert!(page.contains(&format!("ringway_steering_on{{interface=\"wg0\"}} {on}\n")), "{page}");
+        let off = page.contains(r#"what="steering",reason="one worker needs none"} 1"#);
+        assert_eq!(off, on == 0, "{page}");
+    }
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n");
+    assert!(text.lines().any(|line| format!("{line}\n").ends_with(version)), "{text}");
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap()
+    };
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let age = now - value("process_start_time_seconds");
+    assert!((0.0..60.0).contains(&age), "it is {age} s old");
+    let time = value("process_cpu_seconds_total");
+    assert!(0.0 < time && time < 60.0, "{time} s of processor time");
 
     let Some(lab) = Lab::new() else { return };
     let site = self::site(&lab, &[("RINGWAY_METRICS_PER_PEER", "1")]);
@@ -331,6 +348,29 @@ fn a_crowd_at_the_page_disturbs_nobody() {
     crowd.wait().unwrap();
 }
 
+/// The page comes from boards: a thread that hangs does not hold it up, and what waits for it is seen.
+#[test]
+fn a_worker_that_hangs_is_seen_on_the_page() {
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[]);
+    let gateway = &site.gateway;
+    let waiting = |worker: &str| {
+        let text = page(&gateway.host);
+        let labels = format!("worker=\"{worker}\",queue=\"control\"");
+        assert!(text.contains(&labels), "{text}");
+        sum(&text, "ringway_queue_length", &labels)
+    };
+    let mut holder = hold(gateway, "ringway-w1");
+    for mtu in [1300, 1320, 1340] {
+        gateway.host.run(&format!("ip link set wg0 mtu {mtu}"));
+    }
+    wait_until("the messages to the second worker are seen", SOON, || waiting("1") >= 3);
+    assert_eq!(waiting("0"), 0);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait_until("it has caught up", SOON, || waiting("1") == 0);
+}
+
 #[test]
 fn a_used_address_is_an_error_that_says_so() {
     let Some(lab) = Lab::new() else { return };
@@ -342,8 +382,8 @@ fn a_used_address_is_an_error_that_says_so() {
         1,
         &[("RINGWAY_METRICS", PAGE_AT)],
     );
-    let mut second = host.command(Implementation::Ringway { workers: 1 }.program());
-    let output = second.args(["-f", "wg1"]).env("RINGWAY_METRICS", PAGE_AT).output().unwrap();
+    let mut second = host.line(&format!("timeout 10 {} -f wg1", program()));
+    let output = second.env("RINGWAY_METRICS", PAGE_AT).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains(PAGE_AT) && said.contains("in use"), "{said}");
     assert!(!host.has_interface("wg1"));

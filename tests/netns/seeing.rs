@@ -155,6 +155,18 @@ fn doctor_finds_what_is_wrong_with_a_host() {
     {
         assert_eq!(found["verdict"], "ok", "{found:#}");
     }
+
+    // What holds for all interfaces, and what one is told in spite of it (Linux 6.17).
+    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv6.conf.all.forwarding=0");
+    let one_by_one = host.attempt("sysctl -qw net.ipv6.conf.wg0.force_forwarding=1").status.success();
+    let (_, findings) = examine(host, "", "");
+    assert_eq!(finding(&findings, "rp_filter", "wg0: strict (all 1, wg0 0)")["verdict"], "warn");
+    finding(
+        &findings,
+        "forwarding",
+        if one_by_one { "wg0: IPv4 on, IPv6 on" } else { "wg0: IPv4 on, IPv6 off" },
+    );
+    finding(&findings, "forwarding", "e0: IPv4 on, IPv6 off");
 }
 
 #[test]
