@@ -63,8 +63,19 @@ fn thread(pid: u32, name: &str) -> String {
     found.next().unwrap().file_name().into_string().unwrap()
 }
 
-/// Stops a peer's thread of this name until what is returned is killed.
-pub(crate) fn hold(peer: &Peer, name: &str) -> Child {
+/// A thread of another process that stands still until this is dropped.
+pub(crate) struct Held(Child);
+
+impl Drop for Held {
+    /// Also where a test fails: the end of a process waits for whoever traces it.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Stops a peer's thread of this name.
+pub(crate) fn hold(peer: &Peer, name: &str) -> Held {
     let ptrace = if cfg!(target_arch = "x86_64") { "101" } else { "117" };
     let mut perl = crate::lab::command("perl");
     perl.args(["-e", HOLD, "--", ptrace, &thread(peer.pid(), name)]).stdout(Stdio::piped());
@@ -72,7 +83,7 @@ pub(crate) fn hold(peer: &Peer, name: &str) -> Child {
     let mut line = String::new();
     BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "held\n");
-    holder
+    Held(holder)
 }
 
 #[test]
@@ -94,10 +105,9 @@ fn the_watchdog_is_fed_while_every_thread_turns() {
     assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
 
     for name in ["ringway-w0", "ringway-w1", "ringway-hs"] {
-        let mut holder = hold(&peer, name);
+        let held = hold(&peer, name);
         assert!(manager.is_told_nothing(), "{name} hangs, and the watchdog is fed");
-        holder.kill().unwrap();
-        holder.wait().unwrap();
+        drop(held);
         manager.hears("WATCHDOG=1");
     }
 
