@@ -348,6 +348,29 @@ fn a_crowd_at_the_page_disturbs_nobody() {
     crowd.wait().unwrap();
 }
 
+/// The way out of the ordinary is counted as well: datagrams in fragments, and packets for nobody.
+#[test]
+fn fragments_and_drops_stand_on_the_page() {
+    let Some(lab) = Lab::new() else { return };
+    let site = site(&lab, &[]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    let of = |metric: &str, label: &str| sum(&page(&gateway.host), metric, label);
+    let no_route = r#"reason="no_route""#;
+    assert_eq!((of("ringway_fragmented_sends_total", ""), of("ringway_drops_total", no_route)), (0, 0));
+    for host in [&gateway.host, &client.host] {
+        host.run("ip link set e0 mtu 1300");
+    }
+    // Each is 1400 bytes, and 60 more outside.
+    assert_eq!(ping(&gateway.host, &client_v4(0), 20, 1372), 20);
+    gateway.host.attempt("ping -q -c 3 -i 0.01 -W 1 100.64.200.200");
+    wait_until("both are counted", SOON, || {
+        let text = page(&gateway.host);
+        sum(&text, "ringway_fragmented_sends_total", "") == 20
+            && sum(&text, "ringway_drops_total", no_route) == 3
+            && sum(&text, "ringway_send_batch_datagrams_count", "") == sum(&text, "ringway_sends_total", "")
+    });
+}
+
 /// The page comes from boards: a thread that hangs does not hold it up, and what waits for it is seen.
 #[test]
 fn a_worker_that_hangs_is_seen_on_the_page() {
