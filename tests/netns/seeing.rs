@@ -274,10 +274,6 @@ fn doctor_finds_a_router_that_is_not_listened_to() {
 fn doctor_finds_what_the_machine_lacks() {
     let Some(lab) = Lab::new() else { return };
     let host = lab.host("alone");
-    let (_, findings) = examine(&host, "", "");
-    for probe in ["kernel", "governor", "buffers"] {
-        assert_eq!(finding(&findings, probe, "")["verdict"], "ok", "{findings:#?}");
-    }
     for core in ["cpu0", "cpu1", "cpuidle"] {
         std::fs::create_dir_all(host.run_file(&format!("cpu/{core}/cpufreq"))).unwrap();
     }
