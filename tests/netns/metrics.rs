@@ -496,7 +496,7 @@ fn round_trips(said: &str) -> [f64; 4] {
 #[test]
 fn a_page_of_ten_thousand_peers_is_bounded_and_stalls_no_packet() {
     const PEERS: u32 = 10_000;
-    let Some(lab) = Lab::new() else { return };
+    let Some(lab) = Lab::with_traffic() else { return };
     let site = site(&lab, &[("RINGWAY_METRICS_PER_PEER", "1")]);
     let (gateway, client) = (&site.gateway, &site.clients[0]);
     let mut request = "set=1\n".to_owned();

@@ -260,6 +260,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_held_back_is_said() {
+        let lines = Lines::new(Look { format: LogFormat::Text, journal: true }, Duration::ZERO);
+        let mut text = String::new();
+        let held = Held { repeated: vec![(line(Level::INFO, "again"), 7)], left_out: 3 };
+        lines.held(held, "", &mut text);
+        let said = "<6>again port=7 error=no\\nluck on=true repeated=7\n\
+                    <4>too many different lines in a minute: some were left out lines=3\n";
+        assert_eq!(text, said);
+        text.clear();
+        lines.held(Held { repeated: Vec::new(), left_out: 0 }, "", &mut text);
+        assert_eq!(text, "");
+    }
+
+    #[test]
     fn times_are_utc() {
         let text = utc();
         let seconds = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
