@@ -63,7 +63,7 @@ fn options(
         aead: text("RINGWAY_AEAD").map_or(Ok(Aead::Auto), |value| aead(&value))?,
         ..Settings::default()
     };
-    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
+    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics, each_second: super::logging::tick })
 }
 
 /// The protocol's times, as the environment of a debug build shortens them.

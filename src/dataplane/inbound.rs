@@ -108,6 +108,7 @@ impl Inbound {
         let Datagrams { mut slot, start, len, segment, remote, source, tos, truncated } = received;
         core.counters.receives += 1;
         if truncated || segment == 0 || len == 0 {
+            core.counters.receive_sizes.record(1);
             core.counters.drops.count(if truncated { Drop::Oversized } else { Drop::Malformed });
             return;
         }
@@ -116,15 +117,16 @@ impl Inbound {
         }
         let origin = Origin { endpoint: Endpoint { remote, source }, tos };
         let end = (start + len).min(slot.len());
-        let mut run = None;
-        let mut waiting = ArrayVec::new();
-        let mut at = start;
+        let (mut run, mut waiting) = (None, ArrayVec::new());
+        let (mut at, mut datagrams) = (start, 0);
         while at < end {
+            datagrams += 1;
             let next = (at + segment).min(end);
             self.datagram(core, &mut slot, at..next, origin, &mut run, &mut waiting);
             at = next;
         }
         self.open(core, &mut slot, &mut run, &mut waiting, tos);
+        core.counters.receive_sizes.record(datagrams);
         settle(core, run);
         self.held.push(slot);
     }

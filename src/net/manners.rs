@@ -23,6 +23,7 @@ mod nft;
 mod record;
 
 use forwarding::Forwarding;
+pub use forwarding::advertised;
 use nft::Remover;
 use record::Records;
 
