@@ -62,6 +62,7 @@ fn each_default_of_the_shipped_file_is_its_own() {
             "true" => "false",
             "false" => "true",
             "[]" if key == "addresses" => "[\"100.64.0.1/10\"]",
+            "[]" if key == "interfaces" => "[\"eth0\"]",
             "[]" => "[7]",
             "0" | "100" | "500" | "1420" | "51820" => "777",
             "\"auto\"" if key == "workers" => "3",
@@ -142,6 +143,7 @@ fn each_bad_value_is_named_with_its_line() {
         ("busy_poll = 1001", "1001 is no number from 0 to 1000"),
         ("io = \"epoll\"", "unknown variant `epoll`, expected one of `auto`, `uring`, `poll`"),
         ("queue_length = 0", "0 is no number from 1 to 100000"),
+        ("[forwarding]\ninterfaces = [\"a/b\"]", "\"a/b\": an interface name has no '/'"),
         ("[services]\ntcp = [0]", "0 is no number from 1 to 65535"),
         ("[metrics]\nlisten = \"localhost:9586\"", "\"localhost:9586\": neither \"off\" nor an address"),
         ("[log]\nlevel = \"loud\"", "unknown variant `loud`"),
@@ -203,6 +205,12 @@ preshared_key_file = \"alice.psk\""
         "g.toml:1: IPv6 needs an MTU of 1280 at least"
     );
     assert_eq!(wrong("cores = [\n1,\n1]"), "g.toml:3: core 1 stands here twice, first in line 2");
+    assert_eq!(
+        wrong("[forwarding]\ninterfaces = [\n\"up0\",\n\"up0\",\n\"wg0\",\n\"up*\"]"),
+        "g.toml:4: the interface up0 stands here twice, first in line 3\n\
+         g.toml:5: wg0 is the gateway's own: name those that clients leave by\n\
+         g.toml:6: nftables takes no interface named up*: rename it"
+    );
     assert_eq!(wrong("private_key_file = \"key\""), "g.toml:1: the path must begin with '/'");
     // Nested prefixes are one peer's exception within another's.
     let nested = format!(
