@@ -20,7 +20,8 @@ pub(crate) fn ping(from: &Host, to: &str, count: u32, size: u32) -> u32 {
     received.and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// Pings until an answer comes (a handshake may have to be repeated after 5 s), then demands that 3 of 3 come back.
+/// Pings until an answer comes (a handshake may have to be repeated after 5 s; a side whose session, or with
+/// wireguard-go whose source address, is gone notices after 15 s), then demands that 3 of 3 come back.
 pub(crate) fn must_reach(from: &Host, to: &str) {
     wait_until(&format!("{} reaches {to}", from.namespace), Duration::from_secs(20), || {
         ping(from, to, 1, 56) == 1

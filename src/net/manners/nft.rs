@@ -73,9 +73,14 @@ fn forward(rules: &HostRules, tunnel: u32) -> String {
     }
     if let Forward::To(names) = &rules.forward {
         let names = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        let drop = "counter drop comment \"not in interfaces\"";
-        let _ = writeln!(text, "iif {tunnel} oif != {tunnel} oifname != {{ {names} }} {drop}");
-        let _ = writeln!(text, "oif {tunnel} iif != {tunnel} iifname != {{ {names} }} {drop}");
+        let _ = writeln!(
+            text,
+            "iif {tunnel} oif != {tunnel} oifname != {{ {names} }} counter drop comment \"to none of interfaces\""
+        );
+        let _ = writeln!(
+            text,
+            "oif {tunnel} iif != {tunnel} iifname != {{ {names} }} counter drop comment \"from none of interfaces\""
+        );
     }
     text
 }
