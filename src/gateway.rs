@@ -279,6 +279,11 @@ impl Gateway {
         if let Some(reason) = self.no_ring() {
             tracing::info!(reason, "poll takes the place of io_uring");
         }
+        if let Err(reason) = self.steering.as_ref()
+            && self.workers.len() > 1
+        {
+            tracing::info!(reason, "no steering of packets from the TUN device: workers hand them over");
+        }
         Ok(())
     }
 

@@ -19,9 +19,9 @@ use crate::topology::{
 use crate::traffic::{Capture, ip_packets, must_reach, ping};
 
 /// The server behind the gateway. It knows no way to the clients.
-const SERVER: &str = "198.19.0.2";
+pub(crate) const SERVER: &str = "198.19.0.2";
 /// The same.
-const SERVER_V6: &str = "fd00:198:19::2";
+pub(crate) const SERVER_V6: &str = "fd00:198:19::2";
 /// Beside the defaults.
 const PLAIN: &str = "";
 
@@ -119,7 +119,7 @@ impl Drop for Appliance {
 }
 
 /// A gateway's host with a server behind it.
-fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
+pub(crate) fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
     let (host, server) = (lab.host("gateway"), lab.host("server"));
     lab.link((&host, "behind"), (&server, "e0"), 1500);
     host.address("behind", "198.19.0.1/24");
@@ -140,7 +140,7 @@ fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
     client
 }
 
-fn section(i: usize, client: &Peer) -> String {
+pub(crate) fn section(i: usize, client: &Peer) -> String {
     let allowed = client_prefixes(i).replace(',', "\", \"");
     format!("[[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{allowed}\"]\n", client.public)
 }
@@ -157,7 +157,7 @@ fn know(i: usize, client: &Peer, appliance: &Appliance, more: &str) {
 }
 
 /// What a gateway may change, in words that can be compared.
-fn state(host: &Host) -> String {
+pub(crate) fn state(host: &Host) -> String {
     let mut sysctls: Vec<_> = host
         .run("sysctl -a -r (forwarding|accept_ra|ip_forward)$")
         .lines()
