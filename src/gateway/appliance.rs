@@ -180,18 +180,18 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
     let finish = || {
-        let manners = hosting::apply(config, gateway.port())?;
+        gateway.host = Some(hosting::apply(config, gateway.port())?);
         model.apply(request, &mut gateway).map_err(SetupError::Peers)?;
         let socket = UapiSocket::bind(Path::new(DIRECTORY), &config.interface)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))?;
         run_dir.give_to(account)?;
-        anyhow::Ok((socket, Some(manners)))
+        anyhow::Ok(socket)
     };
     match finish() {
-        Ok((socket, manners)) => {
+        Ok(socket) => {
             let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
             let control = Control { device: model, dataplane: gateway };
-            Serving { control, socket, watch, metrics, manners }.confined(account, KEPT)
+            Serving { control, socket, watch, metrics }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

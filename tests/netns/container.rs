@@ -80,7 +80,8 @@ impl Container {
         // Of the image: a program, its file and key, and somebody to become.
         fs::copy(env!("CARGO_BIN_EXE_ringway"), root.join("ringway")).unwrap();
         fs::write(root.join("etc/gateway.toml"), file).unwrap();
-        fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n").unwrap();
+        fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
+            .unwrap();
         let mut options = File::options();
         let mut key = options.write(true).create_new(true).mode(0o600).open(root.join("etc/key")).unwrap();
         std::io::Write::write_all(&mut key, machine("wg genkey").as_bytes()).unwrap();
@@ -154,10 +155,9 @@ impl Drop for Container {
 
 /// The bundle's config.json (OCI runtime specification 1.0).
 fn configuration(errno: i32) -> Value {
-    let mount = |to: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": to, "type": kind, "source": kind, "options": options })
-    };
-    let namespaces: Vec<_> = ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
+    let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
+    let namespaces: Vec<_> =
+        ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
     json!({
         "ociVersion": "1.0.0",
         "hostname": "gateway",
@@ -235,7 +235,10 @@ fn serves(host: &Arc<Host>, server: &Arc<Host>, client: &Peer, more: &str, errno
     }
     assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
     let status = fs::read_to_string(format!("/proc/{}/status", container.pid())).unwrap();
-    assert!(status.contains("CapPrm:\t0000000000001000\n") && status.contains("Seccomp_filters:\t2\n"), "{status}");
+    assert!(
+        status.contains("CapPrm:\t0000000000001000\n") && status.contains("Seccomp_filters:\t2\n"),
+        "{status}"
+    );
 
     machine(&format!("kill -TERM {}", container.pid()));
     assert_eq!(container.ended().code(), Some(0), "{}", container.said());

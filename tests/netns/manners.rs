@@ -372,6 +372,50 @@ fn the_tunnel_does_not_carry_itself() {
     });
 }
 
+/// With the rights of the unit, and as another user.
+#[test]
+fn a_new_listen_port_is_in_the_rules_at_once() {
+    // In the upper half of what UDP of clients is masqueraded to at first.
+    const OTHER: u16 = 40_000;
+    let Some(lab) = Lab::new() else { return };
+    let (host, server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("user = \"nobody\"\n{}", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    let masqueraded = || {
+        let capture = Capture::start(&server, "e0", 64, "udp dst port 9");
+        run_on(&one.host, &format!("send-from {OTHER} {SERVER}:9 5"));
+        let file = caught(capture);
+        let packets = ip_packets(&file);
+        fs::remove_file(file).unwrap();
+        assert_eq!(packets.len(), 5);
+        u16::from_be_bytes([packets[0][20], packets[0][21]])
+    };
+    assert_eq!(masqueraded(), OTHER, "a port is kept if it may be");
+
+    host.run(&format!("wg set wg0 listen-port {OTHER}"));
+    host.run("conntrack -F");
+    one.set(&format!("peer {} endpoint 198.18.0.1:{OTHER}", appliance.public()));
+    must_reach(&one.host, GATEWAY_V4);
+    for (port, comment) in [(OTHER, "the tunnel inside itself"), (GATEWAY_PORT, "not in services")] {
+        let before = appliance.counted(comment);
+        run_on(&one.host, &format!("send-from 4000 198.19.0.1:{port} 5"));
+        wait_until("the rule has counted", Duration::from_secs(10), || {
+            appliance.counted(comment) == before + 5
+        });
+    }
+    let masqueraded = masqueraded();
+    assert!((1024..26_422).contains(&masqueraded), "{masqueraded}");
+    for side in ["--orig-port-dst", "--orig-port-src"] {
+        let listed = host.run(&format!("conntrack -L -p udp {side} {OTHER}"));
+        assert!(!listed.contains("198.18."), "{side}: {listed}");
+    }
+    appliance.stop();
+    assert!(!host.run("nft list ruleset").contains("ringway_wg0"));
+}
+
 #[test]
 fn the_host_is_after_stop_and_kill_what_it_was_before() {
     let Some(lab) = Lab::new() else { return };
