@@ -33,13 +33,14 @@ use crate::config;
 use crate::config::key;
 use crate::control::device::Device;
 use crate::control::server::End;
-use crate::control::socket::{DIRECTORY, UapiSocket};
+use crate::control::socket::{DIRECTORY, UapiSocket, socket_path};
 use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
 use crate::control::{Control, errno::Errno};
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::tun::{self, TunDevice, TunError, TunOffloads};
 use crate::net::link::LinkWatch;
 use crate::noise::timers::Limits;
+use crate::sys::caretaker::Caretaker;
 use crate::sys::privileges::Account;
 use crate::types::{Prefix, Secret};
 
@@ -109,15 +110,23 @@ impl SetupError {
 pub fn run(options: Options) -> anyhow::Result<()> {
     let workers = options.config.workers.count(&options.config.cores);
     protect();
-    block_on(serve(options, workers))
+    // Before there are threads.
+    let caretaker = if options.config.user.is_empty() {
+        None
+    } else {
+        let socket = socket_path(Path::new(DIRECTORY), &options.config.interface);
+        home::leave_caretaker(&options.config.run_dir(), &socket)
+    };
+    block_on(serve(options, workers, caretaker))
 }
 
-async fn serve(options: Options, workers: u16) -> anyhow::Result<()> {
+async fn serve(options: Options, workers: u16, caretaker: Option<Caretaker>) -> anyhow::Result<()> {
     let mut signalled = pin!(signalled().context("taking signals")?);
     // Declared first: it goes last, when nothing of ours is left on the host.
     let _run_dir;
     let starting = async {
-        let run_dir = RunDir::take(&options.config.run_dir())?;
+        let mut run_dir = RunDir::take(&options.config.run_dir())?;
+        run_dir.leave_to(caretaker);
         let serving = start(&options, workers, &run_dir).await?;
         anyhow::Ok((run_dir, serving))
     };

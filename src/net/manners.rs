@@ -4,11 +4,12 @@
 //! 1. [`HostRules::apply`]: what a gateway left that was killed is undone ([`clean_leftovers`]); then the rules in one
 //!    transaction, then forwarding; each change is recorded before it is made
 //! 2. [`Applied::follow_routes`]: other interfaces may have to forward now; [`Applied::listen_on`]: another port
-//! 3. [`foreign::forward_drops`]: who else would drop the clients' packets, and what to tell him
+//! 3. [`foreign::look`]: who else would drop the clients' packets, and what to tell him
 //! 4. [`Applied::undo`]: forwarding as it was, unless another gateway needs it; the rules go
 //!
 //! Steps 1 and 3 run programs and need root. 2 and 4 need CAP_NET_ADMIN, a writable `/proc/sys`, and no program.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -65,6 +66,27 @@ pub enum Transport {
     Tcp,
     /// RFC 768.
     Udp,
+}
+
+impl Transport {
+    /// As IP headers have it.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// As nft and iptables call it.
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
 }
 
 /// Between which interfaces packets are forwarded.

@@ -39,7 +39,7 @@ impl Appliance {
         let mut appliance = Self::launch(host, interface, port, text, "");
         wait_until("the gateway serves", Duration::from_secs(10), || {
             assert!(appliance.exit_status().is_none(), "it ended at once: {}", appliance.said());
-            // Not its socket: a user without rights leaves that behind.
+            // Not its socket: what a killed one left may be there.
             appliance.said().contains(" ready ")
         });
         appliance
@@ -435,11 +435,24 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN).stop();
     assert_eq!(state(&host), before);
 
-    // A user without rights can take back as much; only its empty directory stays.
-    Appliance::start(&host, "wg0", GATEWAY_PORT, "user = \"nobody\"").stop();
-    let _ = fs::remove_dir(host.run_file("ringway/wg0"));
-    let _ = fs::remove_dir(host.run_file("ringway"));
+    // Nor does a user without rights leave anything, however it ends.
+    const NOBODY: &str = "user = \"nobody\"";
+    let files = || host.run("find /run/wireguard /run/ringway -ls");
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    assert!(files().contains("wg0.sock") && files().contains("nobody"), "{}", files());
+    appliance.stop();
     assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
+    let processes = machine(&format!("ip netns pids {}", host.namespace)).lines().count();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    appliance.signal("KILL");
+    assert!(files().contains("ringway/wg0/undo"), "what is to be undone stays: {}", files());
+    wait_until("the one who was left behind ends as well", Duration::from_secs(10), || {
+        machine(&format!("ip netns pids {}", host.namespace)).lines().count() == processes
+    });
+    Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY).stop();
+    assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
 
     // What the host had on, it keeps.
     host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
@@ -520,4 +533,36 @@ fn a_firewall_of_the_host_that_drops_clients_is_named_at_start() {
         assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
     }
     must_reach(&one.host, SERVER);
+}
+
+#[test]
+fn a_firewall_that_lets_nobody_in_is_named_at_start() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    host.run("nft add table inet mine");
+    host.run("nft add chain inet mine in { type filter hook input priority 0 ; policy drop ; }");
+    for rule in
+        ["ct state established accept", "meta l4proto { icmp, ipv6-icmp } accept", "iifname lo accept"]
+    {
+        host.run(&format!("nft add rule inet mine in {rule}"));
+    }
+    let text = format!("{}[services]\ntcp = [8080]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    let _listener = Listener::on(&host, 8080);
+    know(0, &one, &appliance, "");
+    assert_eq!(ping(&one.host, GATEWAY_V4, 3, 56), 0);
+    let said = appliance.said();
+    let warning = "the input chain inet mine in (nftables) drops datagrams to the listen port 51820, \
+                   clients' packets to the service tcp 8080; to let them pass: ";
+    let remedy: Vec<_> =
+        said.split(warning).nth(1).expect(&said).lines().next().unwrap().split("; ").collect();
+    let apply =
+        |line: &str| assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    apply(remedy[0]);
+    must_reach(&one.host, GATEWAY_V4);
+    assert!(!connects(&one.host, GATEWAY_V4, 8080));
+    apply(remedy[1]);
+    assert!(connects(&one.host, GATEWAY_V4, 8080));
+    appliance.stop();
 }

@@ -17,8 +17,6 @@ const LISTEN: &str = "listen";
 const LOWER: &str = "lower";
 /// As [`LOWER`].
 const UPPER: &str = "upper";
-/// UDP's number.
-const UDP: u8 = 17;
 /// Where nft is if the environment names no directory that holds it.
 const NFT: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
@@ -94,10 +92,6 @@ fn outer(rules: &HostRules, tunnel: u32) -> String {
 fn services(services: &[Service]) -> String {
     let mut text = String::new();
     for Service { transport, first, last } in services {
-        let transport = match transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
         let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let _ = writeln!(text, "{transport} dport {ports} accept");
     }
@@ -110,6 +104,7 @@ fn nat(rules: &HostRules, tunnel: u32) -> String {
     if !rules.masquerade {
         return String::new();
     }
+    let udp = Transport::Udp.number();
     let (first, last) = ports_without(rules.listen_port);
     let upper = middle((first, last));
     let below = upper - 1;
@@ -121,9 +116,11 @@ fn nat(rules: &HostRules, tunnel: u32) -> String {
         }
         let ranges = ranges.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
         let from = format!("iif {tunnel} oif != {tunnel} {family} saddr {{ {ranges} }}");
-        let _ = writeln!(text, "{from} meta l4proto {UDP} meta l4proto @{LOWER} masquerade to :{first}-{below}");
-        let _ = writeln!(text, "{from} meta l4proto {UDP} meta l4proto @{UPPER} masquerade to :{upper}-{last}");
-        let _ = writeln!(text, "{from} meta l4proto {UDP} masquerade to :{first}-{last}");
+        let _ =
+            writeln!(text, "{from} meta l4proto {udp} meta l4proto @{LOWER} masquerade to :{first}-{below}");
+        let _ =
+            writeln!(text, "{from} meta l4proto {udp} meta l4proto @{UPPER} masquerade to :{upper}-{last}");
+        let _ = writeln!(text, "{from} meta l4proto {udp} masquerade to :{first}-{last}");
         let _ = writeln!(text, "{from} masquerade");
     }
     text.push_str("}\n");
@@ -264,7 +261,7 @@ impl Tables {
         let add = |name, key: &[u8]| (NEW_ELEMENTS, [set(name), element(key)].concat());
         // Without elements all are deleted; there may be none.
         let mut messages: Vec<_> = [LISTEN, LOWER, UPPER].map(|name| (DELETE_ELEMENTS, set(name))).into();
-        messages.extend(half(before, port).map(|half| add(half, &[UDP])));
+        messages.extend(half(before, port).map(|half| add(half, &[Transport::Udp.number()])));
         messages.push(add(LISTEN, &port.to_be_bytes()));
         self.change(&messages).map_err(|error| {
             MannersError::Nft(format!("the listen port {port} in the table {table}: {error}"))

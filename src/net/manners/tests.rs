@@ -159,7 +159,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
         assert!(text.contains("meta l4proto @lower masquerade to :1024-26421"), "{text}");
         assert!(text.contains("meta l4proto @upper masquerade to :26422-51819"), "{text}");
         assert!(text.contains("meta l4proto udp masquerade to :1024-51819"), "{text}");
-        for (port, half) in [(443, ""), (26421, "upper { 17 }"), (26422, "lower { 17 }"), (60000, "")] {
+        for (port, half) in [(443, ""), (26421, "upper { udp }"), (26422, "lower { udp }"), (60000, "")] {
             applied.listen_on(port).unwrap();
             let mut expected = vec![format!("listen {{ {port} }}")];
             expected.extend((!half.is_empty()).then(|| half.to_owned()));
