@@ -126,7 +126,7 @@ impl Drop for RunDir {
         if let Err(error) = removed
             && self.path.exists()
         {
-            tracing::info!(path = %self.path.display(), %error, "the directory stays behind; the next start takes it over");
+            tracing::info!(path = %self.path.display(), %error, "the directory stays until the next start");
         }
     }
 }

@@ -158,6 +158,7 @@ fn configuration(errno: i32) -> Value {
     let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
     let namespaces: Vec<_> =
         ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
+    let tun = json!({ "path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666 });
     json!({
         "ociVersion": "1.0.0",
         "hostname": "gateway",
@@ -181,9 +182,8 @@ fn configuration(errno: i32) -> Value {
         "linux": {
             // The network namespace is this host's, made before as an engine does.
             "namespaces": namespaces,
-            "devices": [{ "path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666 }],
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-                "/proc/sched_debug", "/sys/firmware"],
+            "devices": [tun],
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",

@@ -412,6 +412,11 @@ fn a_new_listen_port_is_in_the_rules_at_once() {
         let listed = host.run(&format!("conntrack -L -p udp {side} {OTHER}"));
         assert!(!listed.contains("198.18."), "{side}: {listed}");
     }
+    // Without rules no other port.
+    host.run("nft delete table inet ringway_wg0");
+    let refused = host.attempt("wg set wg0 listen-port 40001");
+    assert!(!refused.status.success());
+    assert_eq!(host.run("wg show wg0 listen-port").trim(), OTHER.to_string());
     appliance.stop();
     assert!(!host.run("nft list ruleset").contains("ringway_wg0"));
 }
@@ -427,6 +432,27 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     appliance.stop();
     assert_eq!(state(&host), before);
 
+    // A link that comes later forwards as soon as it leads anywhere, and no longer than the gateway.
+    host.run("ip link add late type veth peer name etal");
+    for line in ["ip link set late up", "ip link set etal up"] {
+        host.run(line);
+    }
+    let later = state(&host);
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
+    assert!(state(&host).contains("net.ipv4.conf.late.forwarding = 0"));
+    for address in ["198.18.9.1/24", "fd00:198:18:9::1/64"] {
+        host.address("late", address);
+    }
+    let forwards = |key: &str| host.run(&format!("sysctl -n {key}")).trim() == "1";
+    wait_until("it forwards", Duration::from_secs(10), || {
+        forwards("net.ipv4.conf.late.forwarding") && forwards("net.ipv6.conf.late.force_forwarding")
+    });
+    host.run("ip address flush dev late scope global");
+    appliance.stop();
+    assert_eq!(state(&host), later);
+    host.run("ip link delete late");
+    assert_eq!(state(&host), before);
+
     // After a kill the rules stay, for the next start to take over.
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
     appliance.signal("KILL");
@@ -440,6 +466,13 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     let files = || host.run("find /run/wireguard /run/ringway -ls");
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
     assert!(files().contains("wg0.sock") && files().contains("nobody"), "{}", files());
+    // Whoever removes it is confined, and outlives a signal to all processes.
+    let caretaker = machine(&format!("pgrep -P {}", appliance.child.id())).trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{caretaker}/status")).unwrap();
+    for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    machine(&format!("kill -TERM {caretaker}"));
     appliance.stop();
     assert_eq!(state(&host), before);
     assert!(!host.run("ls /run/wireguard").contains("wg0"));
@@ -450,6 +483,7 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     wait_until("the one who was left behind ends as well", Duration::from_secs(10), || {
         machine(&format!("ip netns pids {}", host.namespace)).lines().count() == processes
     });
+    assert!(files().contains("wireguard/wg0.sock"), "it touched nothing: {}", files());
     Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY).stop();
     assert_eq!(state(&host), before);
     assert!(!host.run("ls /run/wireguard").contains("wg0"));

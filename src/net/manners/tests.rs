@@ -153,6 +153,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
         link("wg0");
         let mut rules = rules("wg0");
         rules.forward = Forward::Off;
+        let again = nft::ruleset(&rules, interface::index_of("wg0").unwrap());
         let applied = rules.apply(&run.0).unwrap();
         assert_eq!(sets(), ["listen { 51820 }"]);
         let text = ruleset();
@@ -171,6 +172,10 @@ fn the_rules_follow_the_listen_port_without_nft() {
             let error = applied.listen_on(7).unwrap_err().to_string();
             assert!(error.contains("the listen port 7 in the table ringway_wg0"), "{error}");
         }
+        // And nothing of it later.
+        nft::load(&again).unwrap();
+        applied.listen_on(8).unwrap();
+        assert_eq!(sets(), ["listen { 8 }"]);
         applied.undo();
     });
 }
