@@ -153,9 +153,12 @@ impl Drop for Container {
     }
 }
 
+fn mount(to: &str, kind: &str, options: &[&str]) -> Value {
+    json!({ "destination": to, "type": kind, "source": kind, "options": options })
+}
+
 /// The bundle's config.json (OCI runtime specification 1.0).
 fn configuration(errno: i32) -> Value {
-    let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
     let namespaces: Vec<_> =
         ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
     let tun = json!({ "path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666 });
