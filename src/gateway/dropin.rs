@@ -103,7 +103,7 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
     let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
     // wg-quick's user expects no change of user.
-    Serving { control, socket, watch, metrics, manners: None }.confined(None, KEPT)
+    Serving { control, socket, watch, metrics }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

@@ -19,9 +19,9 @@ use crate::topology::{
 use crate::traffic::{Capture, ip_packets, must_reach, ping};
 
 /// The server behind the gateway. It knows no way to the clients.
-const SERVER: &str = "198.19.0.2";
+pub(crate) const SERVER: &str = "198.19.0.2";
 /// The same.
-const SERVER_V6: &str = "fd00:198:19::2";
+pub(crate) const SERVER_V6: &str = "fd00:198:19::2";
 /// Beside the defaults.
 const PLAIN: &str = "";
 
@@ -39,7 +39,7 @@ impl Appliance {
         let mut appliance = Self::launch(host, interface, port, text, "");
         wait_until("the gateway serves", Duration::from_secs(10), || {
             assert!(appliance.exit_status().is_none(), "it ended at once: {}", appliance.said());
-            // Not its socket: a user without rights leaves that behind.
+            // Not its socket: what a killed one left may be there.
             appliance.said().contains(" ready ")
         });
         appliance
@@ -119,7 +119,7 @@ impl Drop for Appliance {
 }
 
 /// A gateway's host with a server behind it.
-fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
+pub(crate) fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
     let (host, server) = (lab.host("gateway"), lab.host("server"));
     lab.link((&host, "behind"), (&server, "e0"), 1500);
     host.address("behind", "198.19.0.1/24");
@@ -140,7 +140,7 @@ fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
     client
 }
 
-fn section(i: usize, client: &Peer) -> String {
+pub(crate) fn section(i: usize, client: &Peer) -> String {
     let allowed = client_prefixes(i).replace(',', "\", \"");
     format!("[[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{allowed}\"]\n", client.public)
 }
@@ -157,7 +157,7 @@ fn know(i: usize, client: &Peer, appliance: &Appliance, more: &str) {
 }
 
 /// What a gateway may change, in words that can be compared.
-fn state(host: &Host) -> String {
+pub(crate) fn state(host: &Host) -> String {
     let mut sysctls: Vec<_> = host
         .run("sysctl -a -r (forwarding|accept_ra|ip_forward)$")
         .lines()
@@ -424,6 +424,55 @@ fn the_tunnel_does_not_carry_itself() {
     });
 }
 
+/// With the rights of the unit, and as another user.
+#[test]
+fn a_new_listen_port_is_in_the_rules_at_once() {
+    // In the upper half of what UDP of clients is masqueraded to at first.
+    const OTHER: u16 = 40_000;
+    let Some(lab) = Lab::new() else { return };
+    let (host, server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("user = \"nobody\"\n{}", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    let masqueraded = || {
+        let capture = Capture::start(&server, "e0", 64, "udp dst port 9");
+        run_on(&one.host, &format!("send-from {OTHER} {SERVER}:9 5"));
+        let file = caught(capture);
+        let packets = ip_packets(&file);
+        fs::remove_file(file).unwrap();
+        assert_eq!(packets.len(), 5);
+        u16::from_be_bytes([packets[0][20], packets[0][21]])
+    };
+    assert_eq!(masqueraded(), OTHER, "a port is kept if it may be");
+
+    host.run(&format!("wg set wg0 listen-port {OTHER}"));
+    host.run("conntrack -F");
+    one.set(&format!("peer {} endpoint 198.18.0.1:{OTHER}", appliance.public()));
+    must_reach(&one.host, GATEWAY_V4);
+    for (port, comment) in [(OTHER, "the tunnel inside itself"), (GATEWAY_PORT, "not in services")] {
+        let before = appliance.counted(comment);
+        run_on(&one.host, &format!("send-from 4000 198.19.0.1:{port} 5"));
+        wait_until("the rule has counted", Duration::from_secs(10), || {
+            appliance.counted(comment) == before + 5
+        });
+    }
+    let masqueraded = masqueraded();
+    assert!((1024..26_422).contains(&masqueraded), "{masqueraded}");
+    for side in ["--orig-port-dst", "--orig-port-src"] {
+        let listed = host.run(&format!("conntrack -L -p udp {side} {OTHER}"));
+        assert!(!listed.contains("198.18."), "{side}: {listed}");
+    }
+    // Without rules no other port.
+    host.run("nft delete table inet ringway_wg0");
+    let refused = host.attempt("wg set wg0 listen-port 40001");
+    assert!(!refused.status.success());
+    assert_eq!(host.run("wg show wg0 listen-port").trim(), OTHER.to_string());
+    appliance.stop();
+    assert!(!host.run("nft list ruleset").contains("ringway_wg0"));
+}
+
 #[test]
 fn the_host_is_after_stop_and_kill_what_it_was_before() {
     let Some(lab) = Lab::new() else { return };
@@ -435,6 +484,27 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     appliance.stop();
     assert_eq!(state(&host), before);
 
+    // A link that comes later forwards as soon as it leads anywhere, and no longer than the gateway.
+    host.run("ip link add late type veth peer name etal");
+    for line in ["ip link set late up", "ip link set etal up"] {
+        host.run(line);
+    }
+    let later = state(&host);
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
+    assert!(state(&host).contains("net.ipv4.conf.late.forwarding = 0"));
+    for address in ["198.18.9.1/24", "fd00:198:18:9::1/64"] {
+        host.address("late", address);
+    }
+    let forwards = |key: &str| host.run(&format!("sysctl -n {key}")).trim() == "1";
+    wait_until("it forwards", Duration::from_secs(10), || {
+        forwards("net.ipv4.conf.late.forwarding") && forwards("net.ipv6.conf.late.force_forwarding")
+    });
+    host.run("ip address flush dev late scope global");
+    appliance.stop();
+    assert_eq!(state(&host), later);
+    host.run("ip link delete late");
+    assert_eq!(state(&host), before);
+
     // After a kill the rules stay, for the next start to take over.
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
     appliance.signal("KILL");
@@ -443,11 +513,32 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN).stop();
     assert_eq!(state(&host), before);
 
-    // A user without rights can take back as much; only its empty directory stays.
-    Appliance::start(&host, "wg0", GATEWAY_PORT, "user = \"nobody\"").stop();
-    let _ = fs::remove_dir(host.run_file("ringway/wg0"));
-    let _ = fs::remove_dir(host.run_file("ringway"));
+    // Nor does a user without rights leave anything, however it ends.
+    const NOBODY: &str = "user = \"nobody\"";
+    let files = || host.run("find /run/wireguard /run/ringway -ls");
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    assert!(files().contains("wg0.sock") && files().contains("nobody"), "{}", files());
+    // Whoever removes it is confined, and outlives a signal to all processes.
+    let caretaker = machine(&format!("pgrep -P {}", appliance.child.id())).trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{caretaker}/status")).unwrap();
+    for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    machine(&format!("kill -TERM {caretaker}"));
+    appliance.stop();
     assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
+    let processes = machine(&format!("ip netns pids {}", host.namespace)).lines().count();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    appliance.signal("KILL");
+    assert!(files().contains("ringway/wg0/undo"), "what is to be undone stays: {}", files());
+    wait_until("the one who was left behind ends as well", Duration::from_secs(10), || {
+        machine(&format!("ip netns pids {}", host.namespace)).lines().count() == processes
+    });
+    assert!(files().contains("wireguard/wg0.sock"), "it touched nothing: {}", files());
+    Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY).stop();
+    assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
 
     // What the host had on, it keeps.
     host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
@@ -528,4 +619,36 @@ fn a_firewall_of_the_host_that_drops_clients_is_named_at_start() {
         assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
     }
     must_reach(&one.host, SERVER);
+}
+
+#[test]
+fn a_firewall_that_lets_nobody_in_is_named_at_start() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    host.run("nft add table inet mine");
+    host.run("nft add chain inet mine in { type filter hook input priority 0 ; policy drop ; }");
+    for rule in
+        ["ct state established accept", "meta l4proto { icmp, ipv6-icmp } accept", "iifname lo accept"]
+    {
+        host.run(&format!("nft add rule inet mine in {rule}"));
+    }
+    let text = format!("{}[services]\ntcp = [8080]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    let _listener = Listener::on(&host, 8080);
+    know(0, &one, &appliance, "");
+    assert_eq!(ping(&one.host, GATEWAY_V4, 3, 56), 0);
+    let said = appliance.said();
+    let warning = "the input chain inet mine in (nftables) drops datagrams to the listen port 51820, \
+                   clients' packets to the service tcp 8080; to let them pass: ";
+    let remedy: Vec<_> =
+        said.split(warning).nth(1).expect(&said).lines().next().unwrap().split("; ").collect();
+    let apply =
+        |line: &str| assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    apply(remedy[0]);
+    must_reach(&one.host, GATEWAY_V4);
+    assert!(!connects(&one.host, GATEWAY_V4, 8080));
+    apply(remedy[1]);
+    assert!(connects(&one.host, GATEWAY_V4, 8080));
+    appliance.stop();
 }
