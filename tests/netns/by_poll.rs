@@ -88,7 +88,9 @@ fn where_io_uring_is_forbidden_poll_takes_its_place() {
     let host = lab.host("gateway");
     let words = forbidden_ring("1");
     let launcher: Vec<_> = words.iter().map(String::as_str).collect();
-    let gateway = Peer::start_through(&host, Ringway { workers: 2 }, "wg0", GATEWAY_PORT, &[], &launcher);
+    let gateway = Ringway { workers: 2 };
+    let choice = [("RINGWAY_IO", "auto")];
+    let gateway = Peer::start_through(&host, gateway, "wg0", GATEWAY_PORT, &choice, &launcher);
     gateway.up(&[&format!("{GATEWAY_V4}/10"), "fd64::1/64"], 1420);
     let client = Plan::new(Ringway { workers: 2 }, WireguardGo).client(&lab, &gateway, 0);
     must_reach(&client.host, GATEWAY_V4);

@@ -512,7 +512,14 @@ pub(crate) fn reads_pauses_and_ends<S: Subject>(make: impl Fn(Fds<'_>) -> S) {
     let until = expected + 1;
     next_number(&mut io, &mut expected, until);
 
+    // gone while reads are off: nobody who does not read is told
+    io.read_tun(false);
+    assert!(quiet(&mut io).is_empty());
     ip("link del rwt0");
+    io.arm_writable(Target::Tun);
+    wait_for(&mut io, |event| matches!(event, Event::Writable(Target::Tun)));
+    assert!(quiet(&mut io).is_empty());
+    io.read_tun(true);
     wait_for(&mut io, |event| matches!(event, Event::Failed(Target::Tun, libc::EBADFD)));
     assert!(quiet(&mut io).is_empty(), "not armed again");
 }
