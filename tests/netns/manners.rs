@@ -63,7 +63,9 @@ impl Appliance {
         let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let program = env!("CARGO_BIN_EXE_ringway");
-        let script = format!("{before}\nexec {program} gateway --config /run/{interface}.toml");
+        let script = format!(
+            "{before}\nexec {program} gateway --config /run/{interface}.toml ${{RINGWAY_IO:+--io $RINGWAY_IO}}"
+        );
         let mut command = host.command("unshare");
         let child = command
             .args(["-m", "sh", "-ec", &script])
