@@ -1,5 +1,5 @@
-//! What the clamp of TCP's segment size costs a packet: one that is no SYN (all but two of a connection), with the clamp
-//! on and off, and a SYN. Beside it, for scale, reading the packet's IP header, which each packet pays in any case.
+//! What the clamp of TCP's segment size costs a packet: one that is no SYN (all but two of a connection), with the
+//! clamp on and off, and a SYN. For scale, reading the packet's IP header, which each packet pays in any case.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use std::hint::black_box;
