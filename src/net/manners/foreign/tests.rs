@@ -283,7 +283,8 @@ fn firewalld_and_ufw_open_ports_in_chains_of_their_own() {
 fn conditions_on_what_comes_in() {
     let dropped = |lines: &str| {
         load(&format!(
-            "table inet t {{\nchain none {{\n}}\nchain i {{\ntype filter hook input priority 0; policy drop;\n{lines}\n}}\n}}\n"
+            "table inet t {{\nchain none {{\n}}\nchain i {{\ntype filter hook input priority 0; policy drop;\n\
+             {lines}\n}}\n}}\n"
         ));
         input().first().map_or(0, |drop| drop.dropped.len())
     };
