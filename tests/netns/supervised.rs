@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, machine};
@@ -55,6 +55,16 @@ impl Manager {
     }
 }
 
+/// Who stops a thread. As long as he lives, its process cannot even be waited for.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The number of a process's thread of this name.
 fn thread(pid: u32, name: &str) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(Result::unwrap);
@@ -85,13 +95,12 @@ fn the_watchdog_is_fed_while_every_thread_turns() {
     for name in ["ringway-w0", "ringway-w1", "ringway-hs"] {
         let mut perl = crate::lab::command("perl");
         perl.args(["-e", HOLD, "--", ptrace, &thread(peer.pid(), name)]).stdout(Stdio::piped());
-        let mut holder = perl.spawn().unwrap();
+        let mut holder = Holder(perl.spawn().unwrap());
         let mut line = String::new();
-        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(holder.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "held\n");
         assert!(manager.is_told_nothing(), "{name} hangs, and the watchdog is fed");
-        holder.kill().unwrap();
-        holder.wait().unwrap();
+        drop(holder);
         manager.hears("WATCHDOG=1");
     }
 

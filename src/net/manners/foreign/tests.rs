@@ -283,7 +283,8 @@ fn firewalld_and_ufw_open_ports_in_chains_of_their_own() {
 fn conditions_on_what_comes_in() {
     let dropped = |lines: &str| {
         load(&format!(
-            "table inet t {{\nchain i {{\ntype filter hook input priority 0; policy drop;\n{lines}\n}}\n}}\n"
+            "table inet t {{\nchain none {{\n}}\nchain i {{\ntype filter hook input priority 0; policy drop;\n\
+             {lines}\n}}\n}}\n"
         ));
         input().first().map_or(0, |drop| drop.dropped.len())
     };
@@ -311,6 +312,8 @@ fn conditions_on_what_comes_in() {
             ("ct state new accept", 1),
             ("iifname \"wg0\" drop\naccept", 2),
             ("udp dport 51820 drop\naccept", 1),
+            ("jump none\naccept", 0),
+            ("goto none\naccept", 3),
         ] {
             assert_eq!(dropped(lines), count, "{lines}");
         }

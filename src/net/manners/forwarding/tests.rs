@@ -142,11 +142,12 @@ fn what_somebody_changed_meanwhile_is_his() {
         set(Family::V4, "up0", "forwarding", "0");
         let forwarding = start(&run, "wg0");
         ip("address flush dev up0");
-        set(Family::V4, "up0", "forwarding", "0");
+        // Neither what we set nor what we found.
+        set(Family::V4, "up0", "forwarding", "2");
         set(Family::V4, "idle", "forwarding", "1");
         forwarding.undo("wg0");
         assert_eq!(value(Family::V4, "idle", "forwarding"), "1");
-        assert_eq!(value(Family::V4, "up0", "forwarding"), "0");
+        assert_eq!(value(Family::V4, "up0", "forwarding"), "2");
     });
 }
 
