@@ -30,8 +30,6 @@ again! {
     offloads_are_switched_under_traffic: offload::offloads_are_switched_under_traffic();
     a_listen_port_changes_under_load: edits::a_listen_port_changes_under_load();
     deletion_of_the_device_ends_it: lifecycle::deletion_of_the_device_ends_it();
-    link_down_and_mtu_changes_are_survived: lifecycle::link_down_and_mtu_changes_are_survived();
-    memory_at_start_is_bounded: lifecycle::memory_at_start_is_bounded();
 }
 
 /// What a peer waits with, and whether its counters say the same.
