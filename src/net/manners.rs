@@ -97,8 +97,15 @@ pub enum Forward {
     Off,
     /// The tunnel, and each interface over which the main table has a route.
     Routed,
-    /// The tunnel, and these.
+    /// The tunnel, and these; nothing passes between the tunnel and any other. Each is one that [`can_name`] takes.
     To(Vec<InterfaceName>),
+}
+
+/// Whether a rule can name this interface, and no other by it: nft reads a `*` as a pattern, and knows no quote within
+/// quotes.
+#[must_use]
+pub fn can_name(interface: &InterfaceName) -> bool {
+    !interface.as_str().contains(['"', '*', '\\'])
 }
 
 /// Why the host cannot be made to do what a gateway needs.

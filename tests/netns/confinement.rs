@@ -76,8 +76,8 @@ fn every_thread_is_confined_and_all_goes_on() {
     gateway.set(&format!("peer {stranger} remove"));
     gateway.host.run("ip link set wg0 mtu 1300");
     gateway.renew();
-    must_reach(&client.host, GATEWAY_V4);
     must_reach(&gateway.host, &client_v4(0));
+    must_reach(&client.host, GATEWAY_V4);
     assert!(gateway.report().unwrap()["steering"]["on"].as_bool().unwrap());
     must_be_confined(gateway);
 }

@@ -65,7 +65,9 @@ impl Appliance {
         let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let program = env!("CARGO_BIN_EXE_ringway");
-        let script = format!("{before}\nexec {program} gateway --config /run/{interface}.toml");
+        let script = format!(
+            "{before}\nexec {program} gateway --config /run/{interface}.toml ${{RINGWAY_IO:+--io $RINGWAY_IO}}"
+        );
         let mut command = host.command("unshare");
         let child = command
             .args(["-m", "sh", "-ec", &script])
@@ -280,6 +282,58 @@ fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
     let sources: Vec<_> = ip_packets(&file).iter().map(|packet| packet[12..16].to_vec()).collect();
     fs::remove_file(file).unwrap();
     assert!(!sources.is_empty() && sources.iter().all(|source| *source == [100, 64, 1, 2]), "{sources:?}");
+}
+
+/// A host with two networks, that forwards for itself or not: clients and the one that is named meet, and nobody else.
+/// One that is named may come later.
+#[test]
+fn clients_leave_by_the_interfaces_that_are_named() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("{}[forwarding]\ninterfaces = [\"behind\", \"late\"]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    assert_eq!(appliance.said().matches("there is no late yet").count(), 1, "{}", appliance.said());
+    know(0, &one, &appliance, ",198.19.0.0/16,fd00:198::/32");
+    one.host.run("ip route add 198.19.0.0/16 dev wg0");
+    one.host.run("ip route add fd00:198::/32 dev wg0");
+    let network = |interface: &str, number: u32| {
+        let server = lab.host(interface);
+        lab.link((&host, interface), (&server, "e0"), 1500);
+        for (end, at) in [(&host, (interface, 1)), (&server, ("e0", 2))] {
+            end.address(at.0, &format!("198.19.{number}.{}/24", at.1));
+            end.address(at.0, &format!("fd00:198:{number}::{}/64", at.1));
+        }
+        server.run(&format!("ip route add default via 198.19.{number}.1"));
+        server.run(&format!("ip route add default via fd00:198:{number}::1"));
+        (server, format!("198.19.{number}.2"), format!("fd00:198:{number}::2"))
+    };
+    let (other, other_v4, other_v6) = network("other", 7);
+    for there in [SERVER, SERVER_V6] {
+        must_reach(&one.host, there);
+    }
+    let forwards = |interface| host.run(&format!("sysctl -n net.ipv4.conf.{interface}.forwarding"));
+    assert_eq!((forwards("behind").trim(), forwards("other").trim()), ("1", "0"));
+    let (_late, late_v4, late_v6) = network("late", 8);
+    for there in [&late_v4, &late_v6] {
+        must_reach(&one.host, there);
+    }
+    let dropped = || ["to none", "from none"].map(|way| appliance.counted(&format!("{way} of interfaces")));
+    assert_eq!(dropped(), [0, 0]);
+
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let capture = Capture::start(&other, "e0", 64, "icmp or icmp6[0]=128");
+    for (there, back) in [(&other_v4, client_v4(0)), (&other_v6, client_v6(0))] {
+        assert_eq!((ping(&one.host, there, 2, 56), ping(&other, &back, 3, 56)), (0, 0), "{there}");
+    }
+    assert_eq!(dropped(), [4, 6]);
+    let file = caught(capture);
+    let echoes = ip_packets(&file);
+    fs::remove_file(file).unwrap();
+    assert_eq!(echoes.len(), 6, "its own, and none of the client");
+    for there in [SERVER, SERVER_V6, &late_v4, &late_v6] {
+        must_reach(&one.host, there);
+    }
 }
 
 /// The attack: a client sends, from the port that the gateway listens on, to the outer endpoint of another.

@@ -1,7 +1,7 @@
 //! Chains of others that would drop what clients send or get: Docker's, firewalld's, ufw's, or a host's own.
 //!
 //! In nftables a packet must pass every chain of its hook, so an accept of ours saves nobody from another's drop. Each
-//! foreign chain at the forward and the input hook is followed for every packet that a gateway depends on ([`follow`]).
+//! foreign chain at the forward and the input hook is followed for every packet that a gateway depends on (`follow`).
 
 use std::fmt;
 use std::fs;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use rtnetlink::sys::Socket;
 
-use super::{HostRules, MannersError, Service, Transport};
+use super::{Forward, HostRules, MannersError, Service, Transport};
 use crate::types::Prefix;
 
 /// How the name of each gateway's table begins.
@@ -38,11 +38,7 @@ pub(super) fn table_name(interface: &str) -> String {
 /// on the listen port is in sets, which [`Tables::listen_on`] fills.
 pub(super) fn ruleset(rules: &HostRules, tunnel: u32) -> String {
     let table = table_name(rules.interface.as_str());
-    let forward = if rules.client_to_client {
-        String::new()
-    } else {
-        format!("iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"\n")
-    };
+    let forward = forward(rules, tunnel);
     let (outer, nat, services) = (outer(rules, tunnel), nat(rules, tunnel), services(&rules.services));
     format!(
         r#"add table inet {table}
@@ -78,12 +74,32 @@ type filter hook forward priority filter; policy accept;
     )
 }
 
+/// What does not pass between the tunnel and another interface, or itself.
+fn forward(rules: &HostRules, tunnel: u32) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    if !rules.client_to_client {
+        let _ = writeln!(text, "iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"");
+    }
+    if let Forward::To(names) = &rules.forward {
+        let names = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(
+            text,
+            "iif {tunnel} oif != {tunnel} oifname != {{ {names} }} counter drop comment \"to none of interfaces\""
+        );
+        let _ = writeln!(
+            text,
+            "oif {tunnel} iif != {tunnel} iifname != {{ {names} }} counter drop comment \"from none of interfaces\""
+        );
+    }
+    text
+}
+
 /// Under an address that is not the host's own the gateway may be known as well.
 fn outer(rules: &HostRules, tunnel: u32) -> String {
     let mut text = String::new();
     for address in &rules.outer {
         let family = if address.is_ipv4() { "ip" } else { "ip6" };
-        // Writing to a string does not fail.
         let _ = writeln!(text, "iif {tunnel} {family} daddr {address} udp dport @{LISTEN} counter drop");
     }
     text

@@ -60,9 +60,14 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
         let run = Run::new();
         for name in ["wg0", "a\";drop{\\*", "fifteen-byte-é", "wg*"] {
             link(name);
-            for choice in 0..16 {
+            for choice in 0..32 {
                 let mut rules = rules(name);
                 rules.forward = Forward::Off;
+                if choice & 16 != 0 {
+                    // One that is not there: it may come.
+                    rules.forward =
+                        Forward::To(["eth0", "é{};+@.1"].map(|name| name.parse().unwrap()).into());
+                }
                 rules.masquerade = choice & 1 != 0;
                 rules.client_to_client = choice & 2 != 0;
                 if choice & 4 != 0 {
@@ -73,11 +78,17 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
                     rules.clients.retain(|range| range.addr().is_ipv6());
                 }
                 let (nat, c2c) = (rules.masquerade, rules.client_to_client);
+                let named = rules.forward != Forward::Off;
                 let applied = rules.apply(&run.0).unwrap();
                 let text = ruleset();
                 assert!(text.contains(&format!("table inet {} {{", nft::table_name(name))), "{text}");
                 assert_eq!(text.contains("type nat hook postrouting"), nat, "{text}");
                 assert_eq!(text.contains("client_to_client"), !c2c, "{text}");
+                assert_eq!(
+                    text.matches(r#"{ "eth0", "é{};+@.1" }"#).count(),
+                    if named { 2 } else { 0 },
+                    "{text}"
+                );
                 applied.undo();
                 assert_eq!(ruleset(), "");
             }
