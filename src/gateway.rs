@@ -40,7 +40,7 @@ use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
-use crate::metrics::{HandshakeCounters, Series, WorkerCounters};
+use crate::metrics::{HandshakeCounters, Series, WorkerCounters, histogram};
 use crate::net::manners::Applied;
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
@@ -536,6 +536,7 @@ impl DataPlane for Gateway {
                 "io": self.io.get(report.worker.index()).map(|(_, chosen)| chosen.io),
                 "peers": report.peers.len(),
                 "counters": named(WorkerCounters::SERIES, &report.counters.values()),
+                "histograms": histograms(&report.counters),
                 "drops": nonzero(&report.counters.drops),
             })).collect::<Vec<_>>(),
             "handshake": named(HandshakeCounters::SERIES, &handshake.values()),
@@ -557,6 +558,17 @@ impl DataPlane for Gateway {
 
 fn named(series: &[Series], values: &[u64]) -> serde_json::Map<String, serde_json::Value> {
     series.iter().zip(values).map(|(series, value)| (series.key(), (*value).into())).collect()
+}
+
+/// By name: how often each size came, by its upper bound, and their sum.
+fn histograms(counters: &WorkerCounters) -> serde_json::Map<String, serde_json::Value> {
+    let each = WorkerCounters::HISTOGRAMS.iter().zip(counters.histograms()).map(|(series, histogram)| {
+        let cells = histogram.cells();
+        let buckets: serde_json::Map<_, _> =
+            histogram::names().zip(cells).map(|(name, count)| (name, count.into())).collect();
+        (series.key(), serde_json::json!({ "buckets": buckets, "sum": histogram.sum() }))
+    });
+    each.collect()
 }
 
 fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {

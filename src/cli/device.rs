@@ -62,7 +62,7 @@ fn options(
         io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
         ..Settings::default()
     };
-    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics })
+    Ok(Options { name, foreground, workers, tun, uapi, settings, metrics, each_second: super::logging::tick })
 }
 
 /// The protocol's times, as the environment of a debug build shortens them.

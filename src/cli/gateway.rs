@@ -48,5 +48,6 @@ pub fn run(args: &GatewayArgs) -> anyhow::Result<()> {
         config,
         credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         limits: super::device::limits()?,
+        each_second: logging::tick,
     })
 }

@@ -1,11 +1,14 @@
 //! The log: lines to the standard error, in UTC, as text or JSON; the same line at most a few times a minute; with the
-//! journal's priorities where the standard error is the journal.
+//! journal's priorities where the standard error is the journal. Whoever runs long calls [`tick`], whoever ends
+//! [`finish`]: what was held back is said then.
 
 use std::env;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -17,6 +20,12 @@ mod lines;
 mod repeats;
 
 use lines::{Lines, Look};
+
+/// For tests, in debug builds only (docs/decisions/0004-test-knobs.md): seconds in the place of [`repeats::WINDOW`].
+const WINDOW_KNOB: &str = "RINGWAY_TEST_LOG_WINDOW";
+
+/// The process's logger, once there is one.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// wireguard-go's words, and `info` and `warn` beside them; `None` for any other.
 #[must_use]
@@ -66,9 +75,30 @@ pub fn level_of(level: Level) -> LevelFilter {
 /// Sets the process's logger up.
 pub fn start(level: LevelFilter, format: LogFormat) {
     let journal = env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, &io::stderr()));
-    let lines = Lines::new(Look { format, journal });
+    let lines = LINES.get_or_init(|| Lines::new(Look { format, journal }, window()));
     // An error means that there is a logger already: then that one stays.
     let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+}
+
+/// Says of lines that were held back how often they came, if their minute is over. Costs a comparison if none is; to be
+/// called once a second or so.
+pub fn tick() {
+    if let Some(lines) = LINES.get() {
+        lines.tick(Instant::now());
+    }
+}
+
+/// Says of every line that was held back how often it came: the process ends.
+pub fn finish() {
+    if let Some(lines) = LINES.get() {
+        lines.finish();
+    }
+}
+
+/// How long a line is remembered.
+fn window() -> Duration {
+    let knob = env::var(WINDOW_KNOB).ok().filter(|_| cfg!(debug_assertions));
+    knob.and_then(|seconds| seconds.parse().ok()).map_or(repeats::WINDOW, Duration::from_secs)
 }
 
 /// As [`start`], for a device: `LOG_LEVEL` decides. Without it, or with a word that is none of its, warnings and errors

@@ -84,6 +84,7 @@ pub fn run() -> ExitCode {
             Err(error) => error.exit(),
         },
     };
+    logging::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -105,6 +105,7 @@ impl Inbound {
         let Datagrams { mut slot, start, len, segment, remote, source, tos, truncated } = received;
         core.counters.receives += 1;
         if truncated || segment == 0 || len == 0 {
+            core.counters.receive_sizes.record(1);
             core.counters.drops.count(if truncated { Drop::Oversized } else { Drop::Malformed });
             return;
         }
@@ -115,8 +116,9 @@ impl Inbound {
         let origin = Origin { endpoint: Endpoint { remote, source }, tos };
         let end = (start + len).min(slot.len());
         let mut opened = None;
-        let mut at = start;
+        let (mut at, mut datagrams) = (start, 0);
         while at < end {
+            datagrams += 1;
             let next = (at + segment).min(end);
             if let Some(place) = self.datagram(core, &mut slot, at..next, origin, &mut opened) {
                 let place = Place { buffer, ..place };
@@ -124,6 +126,7 @@ impl Inbound {
             }
             at = next;
         }
+        core.counters.receive_sizes.record(datagrams);
         settle(core, opened);
         self.held.push(slot);
     }

@@ -330,6 +330,8 @@ impl Outbound {
             match result {
                 Ok(()) => {
                     core.counters.sends += 1;
+                    let datagrams = if segmented { (end - run.start).div_ceil(run.segment) } else { 1 };
+                    core.counters.send_sizes.record(datagrams as u64);
                     run.start = end;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Full(run),
@@ -362,6 +364,7 @@ impl Outbound {
             run.plain = true;
         } else if !segmented && errno == libc::EMSGSIZE && self.send_in_fragments(run, end) {
             core.counters.sends += 1;
+            core.counters.send_sizes.record(1);
             core.counters.fragmented += 1;
             run.start = end;
         } else {

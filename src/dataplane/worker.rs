@@ -337,6 +337,7 @@ impl<I: Io> Worker<I> {
         let io = self.io.counters();
         let counters = &mut self.core.counters;
         counters.enters = io.enters;
+        counters.submissions = io.submissions;
         counters.polls = io.polls;
         counters.sleeps = io.sleeps;
         counters.busy_polls = io.busy_polls;

@@ -60,6 +60,8 @@ pub struct Options {
     pub credentials: Option<PathBuf>,
     /// Protocol constants.
     pub limits: Limits,
+    /// What the caller wants done about once a second while the gateway runs; must not wait.
+    pub each_second: fn(),
 }
 
 /// What may go wrong between the device and the peers.
@@ -200,7 +202,8 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         Ok(socket) => {
             let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
             let control = Control { device: model, dataplane: gateway };
-            Serving { control, socket, watch, metrics }.confined(account, KEPT)
+            let each_second = options.each_second;
+            Serving { control, socket, watch, metrics, each_second }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

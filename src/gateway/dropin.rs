@@ -48,6 +48,8 @@ pub struct Options {
     pub settings: Settings,
     /// Where and how metrics are served, if at all.
     pub metrics: Metrics,
+    /// What the caller wants done about once a second while the device is served; must not wait.
+    pub each_second: fn(),
 }
 
 /// Serves the device until it ends.
@@ -103,7 +105,8 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
     let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
     // wg-quick's user expects no change of user.
-    Serving { control, socket, watch, metrics }.confined(None, KEPT)
+    let each_second = options.each_second;
+    Serving { control, socket, watch, metrics, each_second }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

@@ -30,7 +30,7 @@ use crate::dataplane::handoff::WorkerReport;
 use crate::dataplane::offload::switches::Switch;
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Outcome};
-use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges};
+use crate::metrics::{HandshakeCounters, HandshakeGauges, Series, WorkerCounters, WorkerGauges, histogram};
 use crate::sys::clock;
 use crate::types::Time;
 
@@ -74,6 +74,8 @@ pub(super) async fn serve(page: Option<Page>, control: &RefCell<Control<Gateway>
 
 /// A page is made again no sooner than this: asking faster costs nobody anything.
 const FRESH: Duration = Duration::from_millis(200);
+/// Nor sooner than so many times what making it took: pages of very many peers get a tenth of the control thread.
+const REST: u32 = 9;
 /// The recorder wants to know where a metric comes from; it makes no use of it.
 const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
 /// The label of the handshake thread beside the workers' numbers.
@@ -82,7 +84,8 @@ const HANDSHAKE: &str = "handshake";
 /// The page's maker; lives on the control thread.
 struct Exporter {
     page: Rc<str>,
-    made: Option<Time>,
+    /// When the page was ready, and how long making it took.
+    made: Option<(Time, Duration)>,
     handle: PrometheusHandle,
     interface: String,
     per_peer: bool,
@@ -217,12 +220,13 @@ impl Exporter {
         }
     }
 
-    /// The page as it stands, at most [`FRESH`] old.
+    /// The page as it stands: not older than [`FRESH`] or [`REST`] permit.
     fn page(&mut self, control: &Control<Gateway>) -> Rc<str> {
-        let now = clock::boottime();
-        if self.made.is_none_or(|made| now.since(made) >= FRESH) {
+        let begin = clock::boottime();
+        if self.made.is_none_or(|(ready, took)| is_stale(begin.since(ready), took)) {
             self.page = self.make(control).into();
-            self.made = Some(now);
+            let ready = clock::boottime();
+            self.made = Some((ready, ready.since(begin)));
         }
         Rc::clone(&self.page)
     }
@@ -238,13 +242,14 @@ impl Exporter {
             }
         }
         for (outcome, counter) in &self.outcomes {
-            counter.absolute(self.outcome(*outcome));
+            counter.absolute(ended(*outcome, &self.workers, self.handshake.as_ref()));
         }
         let states = gateway.offloads.switches().now();
         for (switch, gauge) in &self.switches {
             gauge.set(f64::from(u8::from(states.is_on(*switch))));
         }
         let mut text = Text { out: self.handle.render(), interface: &self.interface };
+        histograms(&mut text, &self.workers);
         self.process(&mut text);
         reasons(&mut text, gateway);
         if self.per_peer {
@@ -252,22 +257,6 @@ impl Exporter {
             peers(&mut text, control, &gateway.reports());
         }
         text.out
-    }
-
-    /// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
-    fn outcome(&self, outcome: Outcome) -> u64 {
-        let connected =
-            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
-        let boards = self.workers.iter().chain(&self.handshake).map(|thread| &thread.board);
-        if outcome == Outcome::Completed {
-            let workers = self.workers.iter().map(|thread| &thread.board);
-            return workers.filter_map(|board| board.counters().nth(connected?)).sum();
-        }
-        let of = |board: &Arc<Board>| {
-            let drops = Reason::ALL.iter().zip(board.drops());
-            drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
-        };
-        boards.map(of).sum()
     }
 
     /// The metrics that every Prometheus client has of its process.
@@ -281,6 +270,47 @@ impl Exporter {
             text.line("process_resident_memory_bytes", &[], bytes);
         }
     }
+}
+
+/// Handshakes that ended so, over all threads: a completed one is counted by the peer's worker, others are drops.
+fn ended(outcome: Outcome, workers: &[Thread], handshake: Option<&Thread>) -> u64 {
+    let boards = workers.iter().map(|thread| &thread.board);
+    if outcome == Outcome::Completed {
+        let confirmed =
+            WorkerCounters::SERIES.iter().position(|s| s.name == "ringway_sessions_confirmed_total");
+        return boards.filter_map(|board| board.counters().nth(confirmed?)).sum();
+    }
+    let of = |board: &Arc<Board>| {
+        let drops = Reason::ALL.iter().zip(board.drops());
+        drops.filter(|(reason, _)| reason.outcome() == Some(outcome)).map(|(_, n)| n).sum::<u64>()
+    };
+    boards.chain(handshake.map(|thread| &thread.board)).map(of).sum()
+}
+
+/// Sizes of the workers' batches. The recorder takes single sizes only, not what was counted already.
+fn histograms(text: &mut Text<'_>, workers: &[Thread]) {
+    for (place, series) in WorkerCounters::HISTOGRAMS.iter().enumerate() {
+        text.head(series.name, "histogram", series.help);
+        for (number, thread) in workers.iter().enumerate() {
+            let Some(cells) = thread.board.histograms().nth(place) else { continue };
+            let worker = number.to_string();
+            // The format wants them cumulative, and the count that of the last bucket.
+            let mut count = 0;
+            for (bound, here) in histogram::names().zip(cells) {
+                count += here;
+                let labels = [("worker", worker.as_str()), ("le", &bound)];
+                text.line(&format!("{}_bucket", series.name), &labels, count);
+            }
+            let labels = [("worker", worker.as_str())];
+            text.line(&format!("{}_sum", series.name), &labels, cells[histogram::BUCKETS]);
+            text.line(&format!("{}_count", series.name), &labels, count);
+        }
+    }
+}
+
+/// True if a page of this age, which it took so long to make, may be made anew.
+fn is_stale(age: Duration, took: Duration) -> bool {
+    age >= FRESH.max(took * REST)
 }
 
 /// VmRSS of /proc/PID/status (proc(5)), bytes.
@@ -409,6 +439,58 @@ mod tests {
             let bytes = resident(&status).unwrap();
             assert!((1 << 20..1 << 40).contains(&bytes) && bytes.is_multiple_of(1024), "{bytes}");
         }
+    }
+
+    #[test]
+    fn handshakes_end_in_three_ways() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let [worker, handshake] = [registry.worker(0, &boards[0], &[]), registry.worker(1, &boards[1], &[])];
+        let mut counters = WorkerCounters { connected: 7, ..WorkerCounters::default() };
+        counters.drops.add(Reason::NoRoute, 100);
+        counters.drops.add(Reason::HandshakeQueueFull, 1);
+        counters.publish(&WorkerGauges::default(), &boards[0]);
+        let mut counters = HandshakeCounters::default();
+        for (reason, n) in [(Reason::BadMac1, 10), (Reason::OldTimestamp, 20), (Reason::SourceLimit, 2)] {
+            counters.drops.add(reason, n);
+        }
+        counters.publish(&HandshakeGauges::default(), &boards[1]);
+        let count = |outcome| ended(outcome, std::slice::from_ref(&worker), Some(&handshake));
+        assert_eq!(Outcome::ALL.iter().map(|outcome| count(*outcome)).collect::<Vec<_>>(), [7, 30, 3]);
+    }
+
+    #[test]
+    fn a_page_that_is_long_in_the_making_is_made_seldom() {
+        let ms = Duration::from_millis;
+        assert!(!is_stale(ms(199), ms(1)) && is_stale(ms(200), ms(1)));
+        assert!(!is_stale(ms(899), ms(100)) && is_stale(ms(900), ms(100)));
+    }
+
+    #[test]
+    fn buckets_are_cumulative_and_belong_to_their_worker() {
+        let registry = Registry(PrometheusBuilder::new().build_recorder());
+        let boards = [Arc::new(Board::default()), Arc::new(Board::default())];
+        let workers: Vec<_> =
+            boards.iter().enumerate().map(|(i, board)| registry.worker(i, board, &[])).collect();
+        let mut counters = WorkerCounters::default();
+        [1, 2, 3, 4, 44, 200].into_iter().for_each(|size| counters.receive_sizes.record(size));
+        counters.send_sizes.record(9);
+        counters.publish(&WorkerGauges::default(), &boards[1]);
+        let mut text = Text { out: String::new(), interface: "wg0" };
+        histograms(&mut text, &workers);
+        let of = |metric: &str, worker: usize| {
+            let lines = text.out.lines().filter(|line| line.contains(&format!("worker=\"{worker}\"")));
+            let lines = lines.filter(|line| line.starts_with(metric));
+            lines
+                .map(|line| line.rsplit_once('}').unwrap().1.trim().parse::<u64>().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("ringway_receive_batch_datagrams", 1), [1, 2, 4, 4, 4, 4, 5, 5, 6, 254, 6]);
+        assert_eq!(of("ringway_send_batch_datagrams", 1), [0, 0, 0, 0, 1, 1, 1, 1, 1, 9, 1]);
+        assert_eq!(of("ringway_", 0), [0; 22]);
+        let line = r#"ringway_receive_batch_datagrams_bucket{interface="wg0",worker="1",le="+Inf"} 6"#;
+        assert!(text.out.contains(line), "{}", text.out);
+        assert_eq!(text.out.matches("# TYPE ringway_send_batch_datagrams histogram\n").count(), 1);
     }
 
     #[test]

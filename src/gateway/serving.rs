@@ -26,6 +26,8 @@ pub(super) struct Serving {
     pub(super) socket: UapiSocket,
     pub(super) watch: LinkWatch,
     pub(super) metrics: Option<Page>,
+    /// What whoever started it wants done about once a second.
+    pub(super) each_second: fn(),
 }
 
 /// What the whole process needs before it holds a key or a ring. A refusal costs speed or a defence in depth, not
@@ -73,7 +75,7 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { control, socket, watch, metrics } = self;
+        let Self { control, socket, watch, metrics, each_second } = self;
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
         let device_gone = async move {
@@ -89,6 +91,7 @@ impl Serving {
             end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket"),
             () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = supervisor::watch(&control) => match never {},
+            never = supervisor::repeat(each_second) => match never {},
             never = exporter::serve(metrics, &control) => match never {},
             () = ended => Ok(server::End::Signal),
         };

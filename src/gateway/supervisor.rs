@@ -14,6 +14,8 @@ use crate::control::Control;
 
 /// So often the threads are asked in the time that the service manager waits.
 const QUESTIONS_PER_LIMIT: u32 = 4;
+/// Between two rounds of [`repeat`].
+const SECOND: Duration = Duration::from_secs(1);
 
 /// One question to every thread of the data plane whether it still turns, and the answers so far.
 #[derive(Debug)]
@@ -62,6 +64,14 @@ pub(super) async fn watch(control: &RefCell<Control<Gateway>>) -> Infallible {
         } else {
             tracing::warn!("a thread of the data plane does not turn: the watchdog is not fed");
         }
+    }
+}
+
+/// Does `work` once a second. Never returns.
+pub(super) async fn repeat(work: fn()) -> Infallible {
+    loop {
+        tokio::time::sleep(SECOND).await;
+        work();
     }
 }
 

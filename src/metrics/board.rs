@@ -5,11 +5,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::drops::{Drops, REASONS};
+use super::histogram::{BUCKETS, Histogram};
 
 /// Room for counters.
 pub const COUNTERS: usize = 48;
 /// Room for gauges.
 pub const GAUGES: usize = 16;
+/// Room for histograms.
+pub const HISTOGRAMS: usize = 2;
 
 /// One thread's board. Alone on its cache lines, and on the neighbours that the processor fetches with them.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Board {
     drops: [AtomicU64; REASONS],
     /// The sum of `drops` when they were last written.
     dropped: AtomicU64,
+    /// Of each histogram its buckets, then its sum.
+    histograms: [[AtomicU64; BUCKETS + 1]; HISTOGRAMS],
 }
 
 impl Default for Board {
@@ -29,6 +34,7 @@ impl Default for Board {
             gauges: std::array::from_fn(|_| AtomicU64::new(0)),
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
             dropped: AtomicU64::new(0),
+            histograms: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
         }
     }
 }
@@ -52,6 +58,22 @@ impl Board {
             self.dropped.store(drops.total(), Ordering::Relaxed);
             write(&self.drops, drops.counts());
         }
+    }
+
+    /// Writes the histograms that have grown. Only the owner calls this.
+    #[inline]
+    pub fn publish_histograms<const N: usize>(&self, histograms: [&Histogram; N]) {
+        for (cells, histogram) in self.histograms.iter().zip(histograms) {
+            // Every size is at least 1, so the sum tells.
+            if cells.last().is_some_and(|sum| sum.load(Ordering::Relaxed) != histogram.sum()) {
+                write(cells, &histogram.cells());
+            }
+        }
+    }
+
+    /// The cells of each histogram ([`Histogram::cells`]), in the order in which they were given.
+    pub fn histograms(&self) -> impl Iterator<Item = [u64; BUCKETS + 1]> {
+        self.histograms.iter().map(|cells| cells.each_ref().map(|cell| cell.load(Ordering::Relaxed)))
     }
 
     /// The counters, in the order in which they were given.
@@ -83,6 +105,8 @@ mod tests {
             WorkerCounters { rx_packets: 3, buffers_exhausted: 7, ..WorkerCounters::default() };
         let gauges = WorkerGauges { peers: 2, backlog: 1, ..WorkerGauges::default() };
         counters.drops.add(Drop::Malformed, 5);
+        counters.receive_sizes.record(3);
+        counters.send_sizes.record(129);
         for (n, reason) in [(1, Drop::BadCookie), (2, Drop::NoRoute), (2, Drop::NoRoute)] {
             counters.drops.add(reason, n);
             counters.publish(&gauges, &board);
@@ -93,6 +117,12 @@ mod tests {
         assert!(board.gauges().zip(gauges.values()).all(|(shown, value)| shown == value));
         assert_eq!(board.counters().sum::<u64>(), 10, "cells without a counter stay zero");
         assert_eq!(board.gauges().sum::<u64>(), 3);
+        for _ in 0..2 {
+            let shown: Vec<_> = board.histograms().collect();
+            assert_eq!(shown, counters.histograms().map(Histogram::cells));
+            counters.receive_sizes.record(1);
+            counters.publish(&gauges, &board);
+        }
     }
 
     /// What a turn of a worker pays for being looked at.
@@ -106,6 +136,7 @@ mod tests {
         const ROUNDS: u32 = 10_000_000;
         for _ in 0..ROUNDS {
             counters.turns += 1;
+            counters.receive_sizes.record(u64::from(counters.turns as u8));
             std::hint::black_box(&counters).publish(&gauges, std::hint::black_box(&board));
         }
         println!("{:?} per publication", begin.elapsed() / ROUNDS);

@@ -3,9 +3,11 @@
 
 pub mod board;
 pub mod drops;
+pub mod histogram;
 
 use board::Board;
 use drops::Drops;
+use histogram::Histogram;
 
 /// A series: a metric's name with its label, and what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +45,16 @@ macro_rules! label {
 macro_rules! numbers {
     ($(#[$doc:meta])* $name:ident {
         $($field:ident $metric:literal $([$label:literal $value:literal])? $help:literal;)*
-    } $($drops:ident)?) => {
+    } $($drops:ident $({
+        $($sizes:ident $sizes_metric:literal $sizes_help:literal;)*
+    })?)?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct $name {
             $(#[doc = $help] pub $field: u64,)*
             $(/// Drops by reason (`ringway_drops_total`).
-            pub $drops: Drops,)?
+            pub $drops: Drops,
+            $($(#[doc = $sizes_help] pub $sizes: Histogram,)*)?)?
         }
 
         impl $name {
@@ -63,6 +68,18 @@ macro_rules! numbers {
             pub fn values(&self) -> [u64; Self::SERIES.len()] {
                 [$(self.$field,)*]
             }
+            $($(
+            /// Every histogram, in order of declaration.
+            pub const HISTOGRAMS: &'static [Series] =
+                &[$(Series { name: $sizes_metric, label: None, help: $sizes_help },)*];
+
+            /// The histograms, in the order of [`Self::HISTOGRAMS`].
+            #[inline]
+            #[must_use]
+            pub fn histograms(&self) -> [&Histogram; Self::HISTOGRAMS.len()] {
+                [$(&self.$sizes,)*]
+            }
+            )?)?
         }
     };
 }
@@ -99,6 +116,7 @@ numbers! {
             "packets larger than the TUN device's MTU that were answered with ICMP";
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
+        submissions "ringway_ring_submissions_total" "requests that io_uring_enter took: receives, polls, cancels";
         polls "ringway_polls_total" "ppoll calls, made where the worker has no io_uring";
         sleeps "ringway_ring_sleeps_total" "io_uring_enter or ppoll calls that were allowed to sleep";
         busy_polls "ringway_busy_polls_total" "waits that began by polling awake, after a quiet spell";
@@ -106,7 +124,10 @@ numbers! {
         completions "ringway_ring_completions_total" "io_uring completions handled, or what poll found and was done";
         buffers_exhausted "ringway_receive_buffers_exhausted_total"
             "turns of a descriptor that ended for want of a buffer";
-    } drops
+    } drops {
+        receive_sizes "ringway_receive_batch_datagrams" "datagrams of each receive from a UDP socket";
+        send_sizes "ringway_send_batch_datagrams" "datagrams of each send to a UDP socket";
+    }
 }
 
 numbers! {
@@ -145,6 +166,7 @@ numbers! {
 // A board has room for every thread's numbers.
 const _: () = assert!(WorkerCounters::SERIES.len() <= board::COUNTERS);
 const _: () = assert!(HandshakeCounters::SERIES.len() <= board::COUNTERS);
+const _: () = assert!(WorkerCounters::HISTOGRAMS.len() <= board::HISTOGRAMS);
 const _: () = assert!(WorkerGauges::SERIES.len() <= board::GAUGES);
 const _: () = assert!(HandshakeGauges::SERIES.len() <= board::GAUGES);
 
@@ -153,6 +175,7 @@ impl WorkerCounters {
     #[inline]
     pub fn publish(&self, gauges: &WorkerGauges, board: &Board) {
         board.publish(&self.values(), &self.drops, &gauges.values());
+        board.publish_histograms(self.histograms());
     }
 }
 

@@ -24,6 +24,7 @@ mod nft;
 mod record;
 
 use forwarding::Forwarding;
+pub use forwarding::advertised;
 use nft::Tables;
 use record::Records;
 

@@ -27,6 +27,7 @@ mod hostile;
 mod interop;
 mod lab;
 mod lifecycle;
+mod logs;
 mod manners;
 mod metrics;
 mod offload;

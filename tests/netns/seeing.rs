@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::dropin::{FILTER, perl};
-use crate::lab::{Host, Lab};
+use crate::lab::{Host, Lab, wait_until};
 use crate::peer::Implementation;
 use crate::topology::{GATEWAY_V4, Plan};
 use crate::traffic::must_reach;
@@ -155,6 +155,18 @@ fn doctor_finds_what_is_wrong_with_a_host() {
     {
         assert_eq!(found["verdict"], "ok", "{found:#}");
     }
+
+    // What holds for all interfaces, and what one is told in spite of it (Linux 6.17).
+    host.run("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv6.conf.all.forwarding=0");
+    let one_by_one = host.attempt("sysctl -qw net.ipv6.conf.wg0.force_forwarding=1").status.success();
+    let (_, findings) = examine(host, "", "");
+    assert_eq!(finding(&findings, "rp_filter", "wg0: strict (all 1, wg0 0)")["verdict"], "warn");
+    finding(
+        &findings,
+        "forwarding",
+        if one_by_one { "wg0: IPv4 on, IPv6 on" } else { "wg0: IPv4 on, IPv6 off" },
+    );
+    finding(&findings, "forwarding", "e0: IPv4 on, IPv6 off");
 }
 
 #[test]
@@ -205,5 +217,102 @@ fn doctor_finds_what_is_forbidden() {
     let (_, findings) = examine(&host, "setpriv --reuid 65534 --clear-groups", "");
     for probe in ["bpf", "tun"] {
         assert_eq!(finding(&findings, probe, "this user")["verdict"], "unknown");
+    }
+}
+
+/// What a router says to everybody on the link of an interface: a default route, and if so wished a prefix for
+/// addresses.
+const ADVERTISE: &str = r#"
+    use Socket qw(:all);
+    socket(my $s, AF_INET6, SOCK_RAW, 58) or die "socket: $!";
+    setsockopt($s, 41, 18, pack("i", 255)) or die "hops: $!";
+    my $prefix = pack("CCCCNNN", 3, 4, 64, 0xc0, 1800, 1800, 0) . inet_pton(AF_INET6, "2001:db8:1::");
+    my $packet = pack("CCnCCnNN", 134, 0, 0, 64, 0, 1800, 0, 0);
+    $packet .= $prefix if $ARGV[1];
+    send($s, $packet, 0, pack_sockaddr_in6(0, inet_pton(AF_INET6, "ff02::1"), $ARGV[0])) or die "send: $!";
+"#;
+
+#[test]
+fn doctor_finds_a_router_that_is_not_listened_to() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, router) = (lab.host("alone"), lab.host("router"));
+    lab.link((&host, "e0"), (&router, "e0"), 1500);
+    host.run("sysctl -qw net.ipv6.conf.e0.accept_ra=1 net.ipv6.conf.e0.forwarding=0");
+    assert!(examine(&host, "", "").1.iter().all(|finding| finding["probe"] != "accept_ra"));
+
+    let index = router.run("cat /sys/class/net/e0/ifindex");
+    let advertise = |prefix: &str| {
+        let mut perl = router.command("perl");
+        perl.args(["-e", ADVERTISE, index.trim(), prefix]).output().unwrap().status.success()
+    };
+    let has_route = || host.run("ip -6 route show default").contains("proto ra");
+    wait_until("there is a default route", Duration::from_secs(10), || {
+        // It has an address of its own only some moments after the link came up.
+        advertise("0") && has_route()
+    });
+    let (_, findings) = examine(&host, "", "");
+    assert_eq!(finding(&findings, "accept_ra", "e0: its router")["verdict"], "ok");
+    wait_until("there is an address", Duration::from_secs(10), || {
+        advertise("1") && host.run("ip -6 address show dev e0").contains("2001:db8:1:")
+    });
+
+    // The route goes at once, and no advertisement brings another one.
+    host.run("sysctl -qw net.ipv6.conf.e0.forwarding=1");
+    assert!(advertise("0") && !has_route());
+    let (_, findings) = examine(&host, "", "");
+    let found = finding(&findings, "accept_ra", "forwards IPv6, accept_ra is 1");
+    assert_eq!(found["verdict"], "warn", "{found:#}");
+    host.run(found["fix"].as_str().unwrap());
+    wait_until("the route is back", Duration::from_secs(10), || advertise("0") && has_route());
+    let (_, findings) = examine(&host, "", "");
+    assert_eq!(finding(&findings, "accept_ra", "accept_ra is 2")["verdict"], "ok");
+}
+
+/// A namespace has no kernel, processors and limits of its own: where the program reads of them, files lie that say
+/// something else.
+#[test]
+fn doctor_finds_what_the_machine_lacks() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("alone");
+    for core in ["cpu0", "cpu1", "cpuidle"] {
+        std::fs::create_dir_all(host.run_file(&format!("cpu/{core}/cpufreq"))).unwrap();
+    }
+    let stat = host.run("cat /proc/stat");
+    let stat = format!("cpu  700 0 100 100 0 0 0 100 0 0\n{}", stat.split_once('\n').unwrap().1);
+    for (file, content, place) in [
+        ("osrelease", "5.15.0-91-generic\n", "/proc/sys/kernel/osrelease"),
+        ("io_uring_disabled", "2\n", "/proc/sys/kernel/io_uring_disabled"),
+        ("rmem_max", "212992\n", "/proc/sys/net/core/rmem_max"),
+        ("stat", &stat, "/proc/stat"),
+    ] {
+        std::fs::write(host.run_file(file), content).unwrap();
+        host.run(&format!("mount --bind /var/run/{file} {place}"));
+    }
+    for (core, governor) in [("cpu0", "powersave"), ("cpu1", "performance")] {
+        for (file, content) in [("scaling_governor", governor), ("scaling_driver", "acpi-cpufreq")] {
+            std::fs::write(host.run_file(&format!("cpu/{core}/cpufreq/{file}")), format!("{content}\n"))
+                .unwrap();
+        }
+    }
+    host.run("rmdir /var/run/cpu/cpuidle/cpufreq");
+    host.run("mount --bind /var/run/cpu /sys/devices/system/cpu");
+
+    let [prctl, seccomp] = if cfg!(target_arch = "x86_64") { ["157", "317"] } else { ["167", "277"] };
+    let program = program();
+    let launcher = ["setpriv", "--bounding-set=-net_admin", &program, "doctor", "--json"];
+    let words = perl(FILTER, &[&[prctl, seccomp, "1"], &launcher[..]].concat());
+    let out = host.command(words[0]).args(&words[1..]).output().unwrap();
+    let document: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let findings = document["findings"].as_array().unwrap();
+    for (probe, about, verdict, fix) in [
+        ("kernel", "5.15.0-91-generic is older than 6.1", "fail", "install a newer kernel"),
+        ("io_uring", "kernel.io_uring_disabled = 2", "warn", "sysctl -w kernel.io_uring_disabled=0"),
+        ("buffers", "rmem_max is 212992", "warn", "sysctl -w net.core.rmem_max=4194304"),
+        ("governor", "powersave on 1 of 2 cores", "warn", "cpupower frequency-set -g performance"),
+        ("steal", "0 % now, 10 % since boot", "warn", "neighbours"),
+    ] {
+        let found = finding(findings, probe, about);
+        assert_eq!(found["verdict"], verdict, "{found:#}");
+        assert!(found["fix"].as_str().unwrap().contains(fix), "{found:#}");
     }
 }

@@ -55,22 +55,35 @@ impl Manager {
     }
 }
 
-/// Who stops a thread. As long as he lives, its process cannot even be waited for.
-struct Holder(Child);
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The number of a process's thread of this name.
 fn thread(pid: u32, name: &str) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(Result::unwrap);
     let named = |path: &std::path::Path| std::fs::read_to_string(path.join("comm")).unwrap().trim() == name;
     let mut found = tasks.filter(|task| named(&task.path()));
     found.next().unwrap().file_name().into_string().unwrap()
+}
+
+/// A thread of another process that stands still until this is dropped.
+pub(crate) struct Held(Child);
+
+impl Drop for Held {
+    /// Also where a test fails: the end of a process waits for whoever traces it.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Stops a peer's thread of this name.
+pub(crate) fn hold(peer: &Peer, name: &str) -> Held {
+    let ptrace = if cfg!(target_arch = "x86_64") { "101" } else { "117" };
+    let mut perl = crate::lab::command("perl");
+    perl.args(["-e", HOLD, "--", ptrace, &thread(peer.pid(), name)]).stdout(Stdio::piped());
+    let mut holder = perl.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    Held(holder)
 }
 
 #[test]
@@ -91,16 +104,10 @@ fn the_watchdog_is_fed_while_every_thread_turns() {
     // Idle threads sleep without end: they are woken to answer, and not asked more often than said.
     assert!(begin.elapsed() > Duration::from_millis(300), "{:?}", begin.elapsed());
 
-    let ptrace = if cfg!(target_arch = "x86_64") { "101" } else { "117" };
     for name in ["ringway-w0", "ringway-w1", "ringway-hs"] {
-        let mut perl = crate::lab::command("perl");
-        perl.args(["-e", HOLD, "--", ptrace, &thread(peer.pid(), name)]).stdout(Stdio::piped());
-        let mut holder = Holder(perl.spawn().unwrap());
-        let mut line = String::new();
-        BufReader::new(holder.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "held\n");
+        let held = hold(&peer, name);
         assert!(manager.is_told_nothing(), "{name} hangs, and the watchdog is fed");
-        drop(holder);
+        drop(held);
         manager.hears("WATCHDOG=1");
     }
 

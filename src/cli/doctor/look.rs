@@ -17,6 +17,7 @@ use crate::control::socket::DIRECTORY;
 use crate::dataplane::io::ring::Ring;
 use crate::dataplane::steering::{Steering, SteeringError};
 use crate::dataplane::tun::{self, TunError, TunOffloads};
+use crate::net::manners::advertised;
 use crate::net::manners::foreign::{self, Needs};
 use crate::net::name::InterfaceName;
 use crate::sys::{clock, host, netns, tun as sys_tun};
@@ -46,6 +47,7 @@ pub(super) fn everything(wanted: &[InterfaceName], port: u16) -> Vec<Finding> {
     for interface in interfaces(wanted, reports) {
         findings.extend(interface_findings(&interface));
     }
+    findings.extend(advertised_interfaces().iter().filter_map(|interface| accept_ra(interface)));
     for device in named(wanted, reports) {
         let report = reports.iter().find(|report| report.name.as_str() == device);
         let listen_port = report.map(|report| report.show.listen_port).filter(|port| *port != 0);
@@ -153,6 +155,30 @@ fn interface_findings(interface: &str) -> [Finding; 2] {
         probes::forwarding(interface, on(v4, interface, "forwarding"), forwards_v6),
         probes::rp_filter(interface, filter("all"), filter(interface)),
     ]
+}
+
+/// The interfaces on which a router has advertised itself.
+fn advertised_interfaces() -> BTreeSet<String> {
+    let routes = advertised(&read("/proc/net/ipv6_route"));
+    routes.into_iter().chain(configured_interfaces(&read("/proc/net/if_inet6"))).collect()
+}
+
+/// From the kernel's table of IPv6 addresses (number, index, length, scope, flags, interface): those with a global
+/// address that was not set by hand. When forwarding begins the kernel deletes advertised routes; these stay.
+pub(super) fn configured_interfaces(addresses: &str) -> BTreeSet<String> {
+    const PERMANENT: u32 = 0x80;
+    let interface = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, _, _, "00", flags, name] = words[..] else { return None };
+        (u32::from_str_radix(flags, 16).ok()? & PERMANENT == 0).then(|| name.to_owned())
+    };
+    addresses.lines().filter_map(interface).collect()
+}
+
+fn accept_ra(interface: &str) -> Option<Finding> {
+    let conf = Path::new("/proc/sys/net/ipv6/conf").join(interface);
+    let forwards = number::<u8>(conf.join("forwarding"))? > 0;
+    Some(probes::accept_ra(interface, forwards, number(conf.join("accept_ra"))?))
 }
 
 /// The narrowest way from a device to its peers, one finding per outer family.

@@ -8,6 +8,7 @@ use crate::dataplane::io::ring::RingError;
 use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
 use crate::net::manners::foreign::{ForeignDrop, Found};
+use crate::net::sysctl::{Family, Parameter};
 
 const KERNEL: Probe =
     Probe { name: "kernel", why: "io_uring and the offloads came with the kernel's versions" };
@@ -24,6 +25,11 @@ const TUN: Probe =
 const MEMLOCK: Probe = Probe { name: "memlock", why: "rings and session keys are locked in memory" };
 const FORWARDING: Probe =
     Probe { name: "forwarding", why: "without forwarding clients reach this host and nothing behind it" };
+const ACCEPT_RA: Probe = Probe {
+    name: "accept_ra",
+    why: "who forwards IPv6 is a router, and ignores router advertisements unless accept_ra is 2: \
+          the default route is lost",
+};
 const RP_FILTER: Probe = Probe {
     name: "rp_filter",
     why: "strict reverse path filtering drops packets whose way back leaves by another interface",
@@ -162,12 +168,31 @@ pub(super) fn forwarding(interface: &str, v4: Option<bool>, v6: Option<bool>) ->
     let found = format!("{interface}: IPv4 {}, IPv6 {}", word(v4), word(v6));
     let mut fixes = Vec::new();
     if v4 == Some(false) {
-        fixes.push(format!("sysctl -w net.ipv4.conf.{interface}.forwarding=1"));
+        fixes.push(setting(Family::V4, interface, "forwarding", 1));
     }
     if v6 == Some(false) {
-        fixes.push("sysctl -w net.ipv6.conf.all.forwarding=1".to_owned());
+        fixes.push(setting(Family::V6, "all", "forwarding", 1));
     }
     if fixes.is_empty() { FORWARDING.ok(found) } else { FORWARDING.warn(found, fixes.join("; ")) }
+}
+
+/// The command that sets an interface's parameter.
+fn setting(family: Family, interface: &str, key: &str, value: u8) -> String {
+    let parameter = Parameter::of(family, interface, key).map(|parameter| parameter.to_string());
+    format!("sysctl -w {}={value}", parameter.unwrap_or_default())
+}
+
+/// An interface with a default route or an address by router advertisement: whether it forwards, and its `accept_ra`,
+/// which is 0 where a program minds the advertisements instead of the kernel.
+pub(super) fn accept_ra(interface: &str, forwards: bool, accept: u8) -> Finding {
+    let found = format!(
+        "{interface}: its router advertises itself, it {}, accept_ra is {accept}",
+        if forwards { "forwards IPv6" } else { "does not forward IPv6" }
+    );
+    match accept {
+        1 if forwards => ACCEPT_RA.warn(found, setting(Family::V6, interface, "accept_ra", 2)),
+        _ => ACCEPT_RA.ok(found),
+    }
 }
 
 /// The stricter of `all` and the interface's own holds; 2 (loose) beats 1 (strict).
@@ -176,7 +201,7 @@ pub(super) fn rp_filter(interface: &str, all: u8, own: u8) -> Finding {
         0 => RP_FILTER.ok(format!("{interface}: off")),
         1 => RP_FILTER.warn(
             format!("{interface}: strict (all {all}, {interface} {own})"),
-            format!("sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
+            setting(Family::V4, interface, "rp_filter", 2),
         ),
         _ => RP_FILTER.ok(format!("{interface}: loose")),
     }

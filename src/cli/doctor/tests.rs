@@ -37,6 +37,8 @@ fn kernels() {
     ] {
         assert_eq!(verdict(&probes::kernel(release)), expected, "{release}");
     }
+    assert!(probes::kernel("6.1.0-28-amd64").found.contains("no UDP offload on TUN"));
+    assert!(probes::kernel("6.2.0").found.contains("no multishot reads"));
 }
 
 #[test]
@@ -119,6 +121,25 @@ fn interfaces() {
 }
 
 #[test]
+fn advertisements() {
+    for (forwards, accept, expected) in
+        [(true, 1, Verdict::Warn), (true, 2, Verdict::Ok), (true, 0, Verdict::Ok), (false, 1, Verdict::Ok)]
+    {
+        assert_eq!(verdict(&probes::accept_ra("e0", forwards, accept)), expected, "{forwards} {accept}");
+    }
+    let vlan = probes::accept_ra("e0.7", true, 1);
+    assert_eq!(vlan.fix.unwrap(), "sysctl -w net.ipv6.conf.e0/7.accept_ra=2");
+
+    let own = "fe80000000000000e4a5d5fffe1bb3b8 02 40 20 80     lo\n\
+        20010db8000000000000000000000001 05 40 00 80     e0\n\
+        20010db800000000e4a5d5fffe1bb3b8 06 40 00 00     e1\n\
+        20010db800000000e4a5d5fffe1bb3b9 06 40 00 01     e1\n\
+        fe80000000000000e4a5d5fffe1bb3b8 07 40 20 00     e2\n";
+    assert_eq!(look::configured_interfaces(own).into_iter().collect::<Vec<_>>(), ["e1"]);
+    assert!(look::configured_interfaces("").is_empty());
+}
+
+#[test]
 fn firewalls() {
     assert_eq!(verdict(&probes::firewall("wg0", Ok(Found::default()))[0]), Verdict::Ok);
     assert_eq!(verdict(&probes::firewall("wg0", Err("no nft".to_owned()))[0]), Verdict::Unknown);
@@ -182,10 +203,12 @@ fn what_the_kernel_writes_is_read() {
 
     let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
         eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+        wg1\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n\
         wg0\t00000040\t00000000\t0001\t0\t0\t0\t0000C0FF\t0\t0\t0\n";
     let zero = "0".repeat(32);
     let v6 = format!(
-        "{zero} 00 {zero} 00 fe800000000000000000000000000001 400 1 0 3 eth1\n\
+        "{zero} 01 {zero} 00 fe800000000000000000000000000001 400 1 0 3 wg2\n\
+         {zero} 00 {zero} 00 fe800000000000000000000000000001 400 1 0 3 eth1\n\
          {zero} 00 {zero} 00 {zero} ffffffff 1 0 200200 lo\n"
     );
     let found: Vec<_> = look::default_interfaces(v4, &v6).into_iter().collect();

@@ -4,8 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::fmt::{self, Write as _};
 use std::hash::BuildHasher as _;
 use std::io::{self, Write as _};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -43,11 +43,39 @@ struct Line {
 }
 
 impl Lines {
-    pub(super) fn new(look: Look) -> Self {
-        Self { look, keys: RandomState::new(), repeats: Mutex::new(Repeats::new()) }
+    /// The same line is held back for `window` after the first few.
+    pub(super) fn new(look: Look, window: Duration) -> Self {
+        Self { look, keys: RandomState::new(), repeats: Mutex::new(Repeats::new(window)) }
+    }
+
+    /// Writes what was held back and is due.
+    pub(super) fn tick(&self, now: Instant) {
+        let held = self.repeats().expire(now);
+        self.write_held(held);
+    }
+
+    /// Writes all that was held back.
+    pub(super) fn finish(&self) {
+        let held = self.repeats().drain();
+        self.write_held(Some(held));
+    }
+
+    fn repeats(&self) -> MutexGuard<'_, Repeats<Line>> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_held(&self, held: Option<Held<Line>>) {
+        let mut text = String::new();
+        if let Some(held) = held {
+            self.held(held, &utc(), &mut text);
+        }
+        self.write(&text);
     }
 
     fn write(&self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
         // A log that cannot be written to is nothing that could be logged.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
@@ -66,7 +94,7 @@ impl Lines {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for &'static Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let line = Line::read(event);
         let mut body = String::new();
@@ -74,7 +102,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         let key = self.keys.hash_one((event.metadata().callsite(), &body));
         let now = Instant::now();
         let (held, admitted) = {
-            let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut repeats = self.repeats();
             (repeats.expire(now), repeats.admit(key, now, || line.clone()))
         };
         let (time, mut text) = (utc(), String::new());
@@ -84,9 +112,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         if admitted {
             self.look.put(&line, &time, &mut text);
         }
-        if !text.is_empty() {
-            self.write(&text);
-        }
+        self.write(&text);
     }
 }
 
@@ -231,6 +257,20 @@ mod tests {
             "port": 7, "error": "no\nluck", "on": true});
         assert_eq!(object, expected);
         assert!(put(LogFormat::Json, true).starts_with("<4>{"));
+    }
+
+    #[test]
+    fn what_was_held_back_is_said() {
+        let lines = Lines::new(Look { format: LogFormat::Text, journal: true }, Duration::ZERO);
+        let mut text = String::new();
+        let held = Held { repeated: vec![(line(Level::INFO, "again"), 7)], left_out: 3 };
+        lines.held(held, "", &mut text);
+        let said = "<6>again port=7 error=no\\nluck on=true repeated=7\n\
+                    <4>too many different lines in a minute: some were left out lines=3\n";
+        assert_eq!(text, said);
+        text.clear();
+        lines.held(Held { repeated: Vec::new(), left_out: 0 }, "", &mut text);
+        assert_eq!(text, "");
     }
 
     #[test]

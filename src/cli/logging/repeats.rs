@@ -14,6 +14,7 @@ pub(super) const MOST: usize = 4096;
 /// Lines of the last minute.
 #[derive(Debug)]
 pub(super) struct Repeats<L> {
+    window: Duration,
     seen: HashMap<u64, Seen<L>>,
     /// Lines that found no place since it was last said.
     left_out: u64,
@@ -38,9 +39,9 @@ pub(super) struct Held<L> {
 }
 
 impl<L> Repeats<L> {
-    /// Nothing is remembered.
-    pub(super) fn new() -> Self {
-        Self { seen: HashMap::new(), left_out: 0, next_look: None }
+    /// Nothing is remembered. Lines will be for `window`, see [`WINDOW`].
+    pub(super) fn new(window: Duration) -> Self {
+        Self { window, seen: HashMap::new(), left_out: 0, next_look: None }
     }
 
     /// True if the line with this key is to be written now.
@@ -53,7 +54,7 @@ impl<L> Repeats<L> {
             self.left_out += 1;
             return false;
         }
-        self.next_look.get_or_insert(now + WINDOW);
+        self.next_look.get_or_insert(now + self.window);
         self.seen.insert(key, Seen { since: now, times: 1, line: line() });
         true
     }
@@ -63,13 +64,24 @@ impl<L> Repeats<L> {
         if self.next_look.is_none_or(|at| now < at) {
             return None;
         }
-        let old = self.seen.extract_if(|_, seen| now.duration_since(seen.since) >= WINDOW);
+        let held = self.forget(|seen, window| now.duration_since(seen.since) >= window);
+        self.next_look = self.seen.values().map(|seen| seen.since + self.window).min();
+        Some(held)
+    }
+
+    /// Forgets everything, and says what of it was held back.
+    pub(super) fn drain(&mut self) -> Held<L> {
+        self.next_look = None;
+        self.forget(|_, _| true)
+    }
+
+    fn forget(&mut self, old: impl Fn(&Seen<L>, Duration) -> bool) -> Held<L> {
+        let old = self.seen.extract_if(|_, seen| old(seen, self.window));
         let repeated = old
             .filter(|(_, seen)| seen.times > ALLOWED)
             .map(|(_, seen)| (seen.line, seen.times - ALLOWED))
             .collect();
-        self.next_look = self.seen.values().map(|seen| seen.since + WINDOW).min();
-        Some(Held { repeated, left_out: mem::take(&mut self.left_out) })
+        Held { repeated, left_out: mem::take(&mut self.left_out) }
     }
 }
 
@@ -83,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_same_line_is_written_five_times_a_minute_and_then_counted() {
-        let (mut repeats, begin) = (Repeats::new(), Instant::now());
+        let (mut repeats, begin) = (Repeats::new(WINDOW), Instant::now());
         let written = (0..40).filter(|n| repeats.admit(1, at(begin, *n), || "one")).count();
         assert_eq!(written, 5);
         assert!(repeats.admit(2, at(begin, 40), || "two"), "another line is another matter");
@@ -98,8 +110,20 @@ mod tests {
     }
 
     #[test]
+    fn at_the_end_everything_is_said() {
+        let (mut repeats, begin) = (Repeats::new(WINDOW), Instant::now());
+        for key in [1, 1, 1, 1, 1, 1, 1, 2] {
+            repeats.admit(key, begin, || key);
+        }
+        assert_eq!(repeats.drain().repeated, [(1, 2)]);
+        let nothing = repeats.drain();
+        assert_eq!((nothing.repeated, nothing.left_out), (Vec::new(), 0), "once");
+        assert!(repeats.expire(at(begin, 1000)).is_none());
+    }
+
+    #[test]
     fn very_many_different_lines_are_counted_only() {
-        let (mut repeats, begin) = (Repeats::new(), Instant::now());
+        let (mut repeats, begin) = (Repeats::new(WINDOW), Instant::now());
         let written = (0..MOST as u64 + 100).filter(|key| repeats.admit(*key, begin, || ())).count();
         assert_eq!(written, MOST);
         assert_eq!(repeats.expire(at(begin, 60)).unwrap().left_out, 100);

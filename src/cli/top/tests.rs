@@ -152,12 +152,12 @@ fn the_order_follows_the_choice() {
         }
         report
     };
-    board.take(Ok(vec![with([1000, 0, 500], [5, 9, 7], 0)]));
-    board.take(Ok(vec![with([1001, 100, 550], [5, 9, 7], 1)]));
+    board.take(Ok(vec![with([1000, 0, 500], [7, 5, 9], 0)]));
+    board.take(Ok(vec![with([1001, 100, 550], [7, 5, 9], 1)]));
     let order = |board: &Board| board.panels[0].order.clone();
     assert_eq!(order(&board), [1, 2, 0], "rate");
     words(&mut board, "s");
-    assert_eq!(order(&board), [1, 2, 0], "handshake");
+    assert_eq!(order(&board), [2, 0, 1], "handshake");
     words(&mut board, "s");
     assert_eq!(order(&board), [0, 2, 1], "bytes");
     words(&mut board, "s");

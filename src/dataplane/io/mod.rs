@@ -120,6 +120,8 @@ pub enum Event {
 pub struct IoCounters {
     /// `io_uring_enter` calls.
     pub enters: u64,
+    /// Requests that these took.
+    pub submissions: u64,
     /// `ppoll` calls, in the place of these.
     pub polls: u64,
     /// Of either, how many were allowed to sleep.

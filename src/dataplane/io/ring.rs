@@ -227,7 +227,8 @@ impl Ring {
             _ => submitter.submit(),
         };
         match result {
-            Ok(_) => {
+            Ok(submitted) => {
+                self.state.counters.submissions += submitted as u64;
                 if let Some(begin) = begin {
                     self.busy_poll.woken_after(begin.elapsed());
                 }

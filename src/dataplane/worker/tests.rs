@@ -8,6 +8,7 @@ use super::testing::*;
 use super::*;
 use crate::dataplane::handoff::HANDOVER_QUEUE;
 use crate::dataplane::offload::packets::{Spec, assert_intact, noise};
+use crate::metrics::histogram::Histogram;
 use crate::noise::Role;
 use crate::noise::peer_session::MAX_STAGED;
 use crate::noise::replay::REJECT_AFTER_MESSAGES;
@@ -59,6 +60,13 @@ fn written(bench: &Bench) -> Vec<Vec<Vec<u8>>> {
     drain(&bench.tun).iter().map(split).collect()
 }
 
+/// What is counted of receives or sends of so many datagrams.
+fn sizes(sizes: &[u64]) -> Histogram {
+    let mut histogram = Histogram::default();
+    sizes.iter().for_each(|size| histogram.record(*size));
+    histogram
+}
+
 #[test]
 fn a_super_packet_becomes_one_send() {
     let mut bench = Bench::udp();
@@ -82,6 +90,7 @@ fn a_super_packet_becomes_one_send() {
         let counters = bench.counters();
         assert_eq!((counters.tun_reads, counters.tun_read_segments, counters.sends), (1, 44, 1));
         assert_eq!(counters.tx_packets, 44);
+        assert_eq!(counters.send_sizes, sizes(&[44]));
         bench.assert_drops(&[]);
     }
     assert_eq!(bench.slots.free(), 64, "every slot came back");
@@ -106,7 +115,7 @@ fn packets_of_one_peer_share_a_send_until_another_peer_or_another_size_comes() {
     );
     assert_eq!(three.keys.open(&sends[2]).0, 1);
     assert_eq!(two.keys.open(&sends[4]).0, 6);
-    assert_eq!(bench.counters().sends, 5);
+    assert_eq!((bench.counters().sends, &bench.counters().send_sizes), (5, &sizes(&[3, 1, 1, 1, 1])));
 }
 
 #[test]
@@ -121,6 +130,7 @@ fn a_run_is_written_as_one_super_packet() {
     let counters = bench.counters();
     assert_eq!((counters.receives, counters.tun_writes, counters.tun_written_segments), (1, 1, 20));
     assert_eq!((counters.rx_packets, counters.rx_bytes), (20, run.concat().len() as u64));
+    assert_eq!(counters.receive_sizes, sizes(&[20]));
     bench.assert_drops(&[]);
     assert_eq!(bench.slots.free(), 64, "every slot came back");
 }
@@ -202,6 +212,7 @@ fn a_cut_receive_is_dropped_whole() {
     }
     bench.turn();
     bench.assert_drops(&[(Drop::Oversized, 1)]);
+    assert_eq!(bench.counters().receive_sizes, sizes(&[1]), "as many as receives");
     assert!(drain(&bench.tun).is_empty());
 }
 

@@ -253,8 +253,9 @@ fn routed_v6(table: &str) -> BTreeSet<String> {
     beyond.map(|(_, _, name)| name.to_owned()).collect()
 }
 
-/// The interfaces whose default route a router advertised.
-fn advertised(table: &str) -> BTreeSet<String> {
+/// The interfaces whose default route a router advertised; `table` is `/proc/net/ipv6_route`.
+#[must_use]
+pub fn advertised(table: &str) -> BTreeSet<String> {
     let by_router = |flags: u32| flags & (DEFAULT | ADDRCONF) == DEFAULT | ADDRCONF;
     routes_v6(table).filter(|(_, flags, _)| by_router(*flags)).map(|(_, _, name)| name.to_owned()).collect()
 }

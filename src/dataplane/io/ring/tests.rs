@@ -127,9 +127,13 @@ fn looking_at_an_idle_ring_costs_no_system_call() {
     let mut ring: Ring = of(&socket, &wake, 2);
     let mut events = Vec::new();
     ring.wait(Some(Duration::ZERO), &mut events).unwrap();
-    let enters = ring.counters().enters;
+    let armed = ring.counters();
+    assert_eq!((armed.enters, armed.submissions), (1, 2), "the receive and the wake, in one call");
     ring.wait(Some(Duration::ZERO), &mut events).unwrap();
-    assert_eq!((events.len(), ring.counters().enters), (0, enters));
+    assert_eq!((events.len(), ring.counters()), (0, armed));
+    ring.arm_writable(Target::Udp(Family::V4));
+    ring.wait(Some(Duration::ZERO), &mut events).unwrap();
+    assert_eq!(ring.counters().submissions, 3);
 }
 
 /// Nanoseconds of processor time of this thread.
