@@ -1,6 +1,6 @@
-//! What the clamp of TCP's segment size costs a packet: one that is no SYN (all but two of a connection) and a SYN, with
-//! the clamp on and off. `nothing` is the bench's own work, to be taken off each; for scale, reading the packet's IP
-//! header, which each packet pays in any case.
+//! What the clamp of TCP's segment size costs a packet: one that is no SYN (all but two of a connection) and a SYN,
+//! with the clamp on and off. `nothing` is the bench's own work, to be taken off each; for scale, reading the
+//! packet's IP header, which each packet pays in any case.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use std::hint::black_box;
