@@ -42,6 +42,7 @@ use crate::dataplane::worker::{self, Core, Worker};
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
 use crate::metrics::{HandshakeCounters, Series, WorkerCounters, histogram};
+use crate::net::manners::Applied;
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
@@ -97,6 +98,9 @@ pub struct Gateway {
     boards: Option<Boards>,
     offloads: Offloads,
     gone: watch::Receiver<bool>,
+    /// What the host does for it; the drop-in leaves that to others. The last field: it is taken back after the device
+    /// is gone, so that there is no moment in which clients' packets pass without the rules.
+    host: Option<Applied>,
 }
 
 /// What may be chosen when a gateway starts.
@@ -276,6 +280,7 @@ impl Gateway {
             boards,
             offloads,
             gone,
+            host: None,
         };
         if let Err(error) = gateway.await_threads(&started) {
             gateway.stop();
@@ -294,6 +299,11 @@ impl Gateway {
         self.io.sort_by_key(|(worker, _)| *worker);
         if let Some(reason) = self.no_ring() {
             tracing::info!(reason, "poll takes the place of io_uring");
+        }
+        if let Err(reason) = self.steering.as_ref()
+            && self.workers.len() > 1
+        {
+            tracing::info!(reason, "no steering of packets from the TUN device: workers hand them over");
         }
         Ok(())
     }
@@ -327,6 +337,13 @@ impl Gateway {
     /// Routes, addresses or rules of the host changed: sticky source addresses may be wrong.
     pub fn clear_sources(&self) {
         self.tell_all(|| ToWorker::ClearSources);
+    }
+
+    /// Routes of the host changed: clients may leave by other interfaces now.
+    pub fn follow_routes(&mut self) {
+        if let Some(Err(error)) = self.host.as_mut().map(Applied::follow_routes) {
+            tracing::warn!(%error, "an interface that clients may leave by does not forward");
+        }
     }
 
     /// Ends all threads and waits for them: ring, device and port are free when this returns.
@@ -423,6 +440,10 @@ impl DataPlane for Gateway {
                 tracing::error!(port, %error, "the listen port stays as it was");
                 Errno::new(error.errno())
             })?;
+        if let Some(Err(error)) = self.host.as_ref().map(|host| host.listen_on(port)) {
+            tracing::error!(port, %error, "the listen port stays as it was");
+            return Err(Errno::IO);
+        }
         self.offloads.receive_on(&sockets);
         if let Some(sockets) = sockets.last() {
             self.handshake.send(ToHandshake::ReplaceSockets(sockets.clone()));

@@ -266,7 +266,9 @@ mod tests {
         let length =
             |value| with(&[("RINGWAY_TXQUEUELEN", value)]).map(|options| options.settings.queue_length);
         assert_eq!(length("").unwrap(), QUEUE_LENGTH);
-        assert_eq!(length("1000").unwrap(), 1000);
+        for (good, packets) in [("1", 1), ("1000", 1000), ("100000", 100_000)] {
+            assert_eq!(length(good).unwrap(), packets);
+        }
         for bad in ["0", "100001", "-1", "many"] {
             assert!(length(bad).unwrap_err().to_string().contains("RINGWAY_TXQUEUELEN"), "{bad}");
         }

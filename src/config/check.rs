@@ -7,6 +7,7 @@ use std::path::Path;
 use super::key::{self, KeyFileError};
 use super::locate::{Map, Step};
 use super::{Finding, Gateway};
+use crate::net::manners;
 use crate::sys::thread;
 
 /// Least MTU of a link that carries IPv6 (RFC 8200 section 5).
@@ -45,6 +46,7 @@ impl Findings<'_> {
 pub(super) fn findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
     let mut findings = Findings { map: Map::new(text), list: Vec::new() };
     device(gateway, &mut findings);
+    forwarding(gateway, &mut findings);
     peers(gateway, &mut findings);
     in_order(findings.list)
 }
@@ -99,6 +101,22 @@ fn device(gateway: &Gateway, findings: &mut Findings<'_>) {
         cores.map(|(place, core)| (*core, vec![Step::Key("cores"), Step::At(place)])),
         |core, line| format!("core {core} stands here twice, first in {line}"),
     );
+}
+
+fn forwarding(gateway: &Gateway, findings: &mut Findings<'_>) {
+    let place = |at| vec![Step::Key("forwarding"), Step::Key("interfaces"), Step::At(at)];
+    let names = || gateway.forwarding.interfaces.iter().enumerate();
+    findings.unique(names().map(|(at, name)| (name.as_str(), place(at))), |name, line| {
+        format!("the interface {name} stands here twice, first in {line}")
+    });
+    for (at, name) in names() {
+        if *name == gateway.interface {
+            findings
+                .add(&place(at), format!("{name} is the gateway's own: name those that clients leave by"));
+        } else if !manners::can_name(name) {
+            findings.add(&place(at), format!("nftables takes no interface named {name}: rename it"));
+        }
+    }
 }
 
 fn peers(gateway: &Gateway, findings: &mut Findings<'_>) {

@@ -36,7 +36,7 @@ impl<'a> Map<'a> {
         Self { text, table: DeTable::parse(text).ok() }
     }
 
-    /// The line of the value, or of the innermost one around it that the text has; `None` for a default.
+    /// The line of the value; `None` for a default.
     pub(super) fn line(&self, steps: &[Step]) -> Option<usize> {
         let mut found: Option<Range<usize>> = None;
         let mut table = self.table.as_ref().map(Spanned::get_ref);
@@ -46,7 +46,7 @@ impl<'a> Map<'a> {
                 Step::Key(key) => table.and_then(|table| table.get(*key)),
                 Step::At(place) => array.and_then(|array: &toml::de::DeArray<'_>| array.get(*place)),
             };
-            let Some(value) = value else { break };
+            let value = value?;
             found = Some(value.span());
             (table, array) = match value.get_ref() {
                 DeValue::Table(table) => (Some(table), None),

@@ -89,11 +89,15 @@ pub struct Gateway {
 }
 
 /// What passes between the tunnel and the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Forwarding {
     /// Packets pass between the tunnel and other interfaces.
     pub enabled: bool,
+    /// The only ones that they pass to and come from; empty for every one with a route. Each name is one that
+    /// [`manners::can_name`](crate::net::manners::can_name) takes, and none is the tunnel's.
+    #[serde(deserialize_with = "value::texts")]
+    pub interfaces: Vec<InterfaceName>,
     /// Clients that leave by another interface do so under the host's address.
     pub masquerade: bool,
     /// Clients reach each other.
@@ -187,7 +191,13 @@ impl Default for Gateway {
 
 impl Default for Forwarding {
     fn default() -> Self {
-        Self { enabled: true, masquerade: true, client_to_client: false, mss_clamp: true }
+        Self {
+            enabled: true,
+            interfaces: Vec::new(),
+            masquerade: true,
+            client_to_client: false,
+            mss_clamp: true,
+        }
     }
 }
 

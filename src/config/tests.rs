@@ -62,6 +62,7 @@ fn each_default_of_the_shipped_file_is_its_own() {
             "true" => "false",
             "false" => "true",
             "[]" if key == "addresses" => "[\"100.64.0.1/10\"]",
+            "[]" if key == "interfaces" => "[\"eth0\"]",
             "[]" => "[7]",
             "0" | "100" | "500" | "1420" | "51820" => "777",
             "\"auto\"" if key == "workers" => "3",
@@ -116,11 +117,25 @@ fn values_in_all_their_notations() {
     assert_eq!(gateway.peer[0].endpoint, Some("192.0.2.1:7".parse().unwrap()));
 }
 
+#[test]
+fn words_mean_numbers_and_choices() {
+    let count = |text: &str, cores: &[usize]| parse(text).unwrap().workers.count(cores);
+    assert_eq!((count("workers = 3", &[]), count("workers = 3", &[1, 2])), (3, 3));
+    assert_eq!((count("", &[5]), count("", &[1, 2])), (1, 2));
+    let mine = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(usize::from(count("", &[])), mine.min(usize::from(crate::sys::tun::MAX_QUEUES)));
+    for (word, io) in [("auto", Io::Auto), ("uring", Io::Uring), ("poll", Io::Poll)] {
+        assert_eq!((parse(&format!("io = {word:?}")).unwrap().io, word.parse()), (io, Ok(io)));
+    }
+    assert!("epoll".parse::<Io>().unwrap_err().contains("'poll'"));
+}
+
 /// Each value that is refused, alone on line 2 of a file.
 #[test]
 fn each_bad_value_is_named_with_its_line() {
     for (line, says) in [
         ("bogus = 1", "unknown key `bogus`"),
+        ("\"two\\nlines\" = 1", "unknown key `two lines`"),
         ("[forwarding]\nmasqerade = true", "unknown key `masqerade`"),
         ("[[peer]]\nallowedips = []", "unknown key `allowedips`"),
         ("interface = \"a/b\"", "\"a/b\": an interface name has no '/'"),
@@ -144,6 +159,7 @@ fn each_bad_value_is_named_with_its_line() {
         ("aead = \"aes\"", "unknown variant `aes`, expected `auto` or `scalar`"),
         ("io = \"epoll\"", "unknown variant `epoll`, expected one of `auto`, `uring`, `poll`"),
         ("queue_length = 0", "0 is no number from 1 to 100000"),
+        ("[forwarding]\ninterfaces = [\"a/b\"]", "\"a/b\": an interface name has no '/'"),
         ("[services]\ntcp = [0]", "0 is no number from 1 to 65535"),
         ("[metrics]\nlisten = \"localhost:9586\"", "\"localhost:9586\": neither \"off\" nor an address"),
         ("[log]\nlevel = \"loud\"", "unknown variant `loud`"),
@@ -204,7 +220,15 @@ preshared_key_file = \"alice.psk\""
         wrong("mtu = 1279\naddresses = [\"fd64::1/64\"]"),
         "g.toml:1: IPv6 needs an MTU of 1280 at least"
     );
+    assert!(parse("mtu = 1280\naddresses = [\"fd64::1/64\"]").is_ok());
+    assert!(parse("mtu = 576\naddresses = [\"100.64.0.1/10\"]").is_ok());
     assert_eq!(wrong("cores = [\n1,\n1]"), "g.toml:3: core 1 stands here twice, first in line 2");
+    assert_eq!(
+        wrong("[forwarding]\ninterfaces = [\n\"up0\",\n\"up0\",\n\"wg0\",\n\"up*\"]"),
+        "g.toml:4: the interface up0 stands here twice, first in line 3\n\
+         g.toml:5: wg0 is the gateway's own: name those that clients leave by\n\
+         g.toml:6: nftables takes no interface named up*: rename it"
+    );
     assert_eq!(wrong("private_key_file = \"key\""), "g.toml:1: the path must begin with '/'");
     // Nested prefixes are one peer's exception within another's.
     let nested = format!(
@@ -283,6 +307,13 @@ fn files_and_cores_are_checked_with_the_line_that_names_them() {
 
     let said = load(&scratch.0.join("absent.toml")).unwrap_err().to_string();
     assert!(said.contains("absent.toml: cannot be opened: No such file"), "{said}");
+    // Nobody's file is so long: a sparse one, of NULs.
+    let long = scratch.file("long.toml", "", 0o644);
+    File::options().write(true).open(&long).unwrap().set_len(MAX_FILE + 1).unwrap();
+    assert_eq!(
+        load(&long).unwrap_err().to_string(),
+        format!("{}: has more than 268435456 bytes", long.display())
+    );
     // A private key that is not there is made at the start.
     let text = format!("private_key_file = \"{}\"", scratch.0.join("new.key").display());
     assert!(load(&scratch.file("fresh.toml", &text, 0o644)).is_ok());

@@ -102,8 +102,8 @@ impl Drop for UapiSocket {
         if let Some(file) = self.file.as_ref().filter(|file| file.is_there())
             && let Err(error) = fs::remove_file(&file.path)
         {
-            // The next start replaces a socket that nobody listens on.
-            tracing::info!(path = %file.path.display(), %error, "the UAPI socket stays behind");
+            // As when the process has become another user: a caretaker removes it, or the next start.
+            tracing::debug!(path = %file.path.display(), %error, "the UAPI socket stays behind");
         }
     }
 }
@@ -114,8 +114,11 @@ pub fn socket_path(directory: &Path, name: &InterfaceName) -> PathBuf {
     directory.join(format!("{name}.sock"))
 }
 
-/// Removes a socket that nobody listens on.
-fn remove_stale(path: &Path) -> io::Result<()> {
+/// Removes a socket that nobody listens on; none there is as good.
+///
+/// # Errors
+/// EADDRINUSE if somebody listens there, EEXIST if something that is no socket is there, and what the file system says.
+pub fn remove_stale(path: &Path) -> io::Result<()> {
     let meta = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         meta => meta?,

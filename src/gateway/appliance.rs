@@ -33,13 +33,14 @@ use crate::config;
 use crate::config::key;
 use crate::control::device::Device;
 use crate::control::server::End;
-use crate::control::socket::{DIRECTORY, UapiSocket};
+use crate::control::socket::{DIRECTORY, UapiSocket, socket_path};
 use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
 use crate::control::{Control, errno::Errno};
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::tun::{self, TunDevice, TunError, TunOffloads};
 use crate::net::link::LinkWatch;
 use crate::noise::timers::Limits;
+use crate::sys::caretaker::Caretaker;
 use crate::sys::privileges::Account;
 use crate::types::{Prefix, Secret};
 
@@ -111,15 +112,23 @@ impl SetupError {
 pub fn run(options: Options) -> anyhow::Result<()> {
     let workers = options.config.workers.count(&options.config.cores);
     protect();
-    block_on(serve(options, workers))
+    // Before there are threads.
+    let caretaker = if options.config.user.is_empty() {
+        None
+    } else {
+        let socket = socket_path(Path::new(DIRECTORY), &options.config.interface);
+        home::leave_caretaker(&options.config.run_dir(), &socket)
+    };
+    block_on(serve(options, workers, caretaker))
 }
 
-async fn serve(options: Options, workers: u16) -> anyhow::Result<()> {
+async fn serve(options: Options, workers: u16, caretaker: Option<Caretaker>) -> anyhow::Result<()> {
     let mut signalled = pin!(signalled().context("taking signals")?);
     // Declared first: it goes last, when nothing of ours is left on the host.
     let _run_dir;
     let starting = async {
-        let run_dir = RunDir::take(&options.config.run_dir())?;
+        let mut run_dir = RunDir::take(&options.config.run_dir())?;
+        run_dir.leave_to(caretaker);
         let serving = start(&options, workers, &run_dir).await?;
         anyhow::Ok((run_dir, serving))
     };
@@ -183,19 +192,19 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
     let finish = || {
-        let manners = hosting::apply(config, gateway.port())?;
+        gateway.host = Some(hosting::apply(config, gateway.port())?);
         model.apply(request, &mut gateway).map_err(SetupError::Peers)?;
         let socket = UapiSocket::bind(Path::new(DIRECTORY), &config.interface)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))?;
         run_dir.give_to(account)?;
-        anyhow::Ok((socket, Some(manners)))
+        anyhow::Ok(socket)
     };
     match finish() {
-        Ok((socket, manners)) => {
+        Ok(socket) => {
             let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
             let control = Control { device: model, dataplane: gateway };
             let each_second = options.each_second;
-            Serving { control, socket, watch, metrics, manners, each_second }.confined(account, KEPT)
+            Serving { control, socket, watch, metrics, each_second }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

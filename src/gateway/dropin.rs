@@ -106,7 +106,7 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
     // wg-quick's user expects no change of user.
     let each_second = options.each_second;
-    Serving { control, socket, watch, metrics, manners: None, each_second }.confined(None, KEPT)
+    Serving { control, socket, watch, metrics, each_second }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

@@ -101,6 +101,11 @@ mod tests {
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
         assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);
         assert_eq!(error(MannersError::NoNft.into()), Failure::Kernel);
+        let interface: crate::net::name::InterfaceName = "wg0".parse().unwrap();
+        assert_eq!(error(MannersError::NoInterface(interface.clone()).into()), Failure::Device);
+        assert_eq!(error(MannersError::Running(interface).into()), Failure::Running);
+        assert_eq!(error(PrivilegeError::NoUser("x".to_owned()).into()), Failure::Configuration);
+        assert_eq!(error(PrivilegeError::Capabilities("x".to_owned()).into()), Failure::Kernel);
         assert_eq!(error(SetupError::Gone.into()), Failure::Device);
         assert_eq!(error(std::io::Error::other("x").into()), Failure::Other);
         let nested: anyhow::Result<()> = Err(RingError::Slots(3)).context("worker 1");

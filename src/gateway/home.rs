@@ -11,7 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::config::key::{self, KeyFileError};
+use crate::control::socket::remove_stale;
 use crate::crypto::x25519::PrivateKey;
+use crate::sys::caretaker::Caretaker;
 use crate::sys::lock::try_lock;
 use crate::sys::privileges::Account;
 use crate::types::Secret;
@@ -63,6 +65,7 @@ pub(super) struct RunDir {
     _lock: File,
     /// The process that left the directory behind.
     predecessor: Option<String>,
+    caretaker: Option<Caretaker>,
 }
 
 impl RunDir {
@@ -92,14 +95,18 @@ impl RunDir {
         lock.set_len(0).map_err(at(path))?;
         writeln!(lock, "{}", std::process::id()).map_err(at(path))?;
         let predecessor = Some(pid).filter(|pid| !pid.is_empty());
-        Ok(Some(Self { path: path.to_owned(), _lock: lock, predecessor }))
+        Ok(Some(Self { path: path.to_owned(), _lock: lock, predecessor, caretaker: None }))
     }
 
-    /// Lets another user, whom the process is about to become, take away at the end what is in it. The empty directory
-    /// then stays.
+    /// Lets another user, whom the process is about to become, take away at the end what is in it.
     pub(super) fn give_to(&self, account: Option<Account>) -> Result<(), HomeError> {
         let Some(Account { uid, gid }) = account else { return Ok(()) };
         chown(&self.path, Some(uid), Some(gid)).map_err(at(&self.path))
+    }
+
+    /// Has somebody else take away what that user cannot.
+    pub(super) fn leave_to(&mut self, caretaker: Option<Caretaker>) {
+        self.caretaker = caretaker;
     }
 
     /// The process that left the directory behind, if it did not end in order.
@@ -110,16 +117,38 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        // The directory above goes with its last gateway.
         let removed = fs::remove_dir_all(&self.path);
-        if let Err(error) = removed {
-            // As when the process has become another user; the next start takes it over.
-            tracing::info!(path = %self.path.display(), %error, "the directory stays behind");
+        // What is in the directory is gone, and so is whoever listened on the socket.
+        match self.caretaker.take() {
+            Some(caretaker) => caretaker.finish(),
+            None => remove_above(&self.path),
         }
-        if let Some(above) = self.path.parent() {
-            let _ = fs::remove_dir(above);
+        if let Err(error) = removed
+            && self.path.exists()
+        {
+            tracing::info!(path = %self.path.display(), %error, "the directory stays until the next start");
         }
     }
+}
+
+/// The directory above goes with its last gateway.
+fn remove_above(path: &Path) {
+    if let Some(above) = path.parent() {
+        let _ = fs::remove_dir(above);
+    }
+}
+
+/// Leaves somebody behind who is still root when the process has become another user, to remove two things from root's
+/// directories: the socket's file, once nobody listens on it, and the empty run directory. Call it while the process
+/// has one thread and no key.
+pub(super) fn leave_caretaker(run_dir: &Path, socket: &Path) -> Option<Caretaker> {
+    let job = || {
+        let _ = remove_stale(socket);
+        let _ = fs::remove_dir(run_dir);
+        remove_above(run_dir);
+    };
+    let left = Caretaker::leave(job);
+    left.inspect_err(|error| tracing::warn!(%error, "two empty files will stay behind")).ok()
 }
 
 /// Makes the directory and opens the lock's file; `None` if somebody took the directory away in this moment.

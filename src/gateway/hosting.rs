@@ -3,18 +3,37 @@
 use std::path::Path;
 
 use crate::config;
-use crate::net::manners::foreign;
+use crate::net::manners::foreign::{self, Found, Needs};
 use crate::net::manners::{Applied, Forward, HostRules, MannersError, Service, Transport};
+use crate::sys::interface::index_of;
 use crate::types::Prefix;
 
 /// Puts rules and forwarding in force, and warns of firewalls that drop what clients send all the same.
 pub(super) fn apply(config: &config::Gateway, listen_port: u16) -> Result<Applied, MannersError> {
-    let applied = host_rules(config, listen_port).apply(Path::new(config::RUN))?;
     if config.forwarding.enabled {
-        match foreign::forward_drops(config.interface.as_str()) {
-            Ok(drops) => drops.iter().for_each(|drop| tracing::warn!("{drop}")),
-            Err(error) => tracing::warn!(%error, "cannot tell whether other firewalls drop clients' packets"),
+        for name in config.forwarding.interfaces.iter().filter(|name| index_of(name.as_str()).is_none()) {
+            tracing::warn!(
+                "[forwarding] interfaces: there is no {name} yet; clients leave by it once it has a route"
+            );
         }
+    }
+    let rules = host_rules(config, listen_port);
+    let services = rules.services.clone();
+    let needs = Needs {
+        interface: config.interface.as_str(),
+        forward: config.forwarding.enabled,
+        listen_port: Some(listen_port),
+        services: &services,
+    };
+    let applied = rules.apply(Path::new(config::RUN))?;
+    match foreign::look(&needs) {
+        Ok(Found { drops, unread }) => {
+            drops.iter().for_each(|drop| tracing::warn!("{drop}"));
+            if let Some(unread) = unread {
+                tracing::warn!("{unread}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot tell whether other firewalls drop clients' packets"),
     }
     Ok(applied)
 }
@@ -36,6 +55,10 @@ fn host_rules(config: &config::Gateway, listen_port: u16) -> HostRules {
             .chain(udp)
             .map(|(transport, port)| Service { transport, first: port, last: port })
             .collect(),
-        forward: if config.forwarding.enabled { Forward::Routed } else { Forward::Off },
+        forward: match &config.forwarding {
+            forwarding if !forwarding.enabled => Forward::Off,
+            forwarding if forwarding.interfaces.is_empty() => Forward::Routed,
+            forwarding => Forward::To(forwarding.interfaces.clone()),
+        },
     }
 }

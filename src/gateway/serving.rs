@@ -14,7 +14,6 @@ use crate::control::dataplane::DataPlane as _;
 use crate::control::socket::UapiSocket;
 use crate::control::{Control, server};
 use crate::net::link::{LinkEvent, LinkWatch};
-use crate::net::manners::Applied;
 use crate::sys::privileges::{self, Account};
 use crate::sys::process;
 
@@ -27,8 +26,6 @@ pub(super) struct Serving {
     pub(super) socket: UapiSocket,
     pub(super) watch: LinkWatch,
     pub(super) metrics: Option<Page>,
-    /// What the host does for it; the drop-in leaves that to others.
-    pub(super) manners: Option<Applied>,
     /// What whoever started it wants done about once a second.
     pub(super) each_second: fn(),
 }
@@ -78,7 +75,7 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { control, socket, watch, metrics, mut manners, each_second } = self;
+        let Self { control, socket, watch, metrics, each_second } = self;
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
         let device_gone = async move {
@@ -92,7 +89,7 @@ impl Serving {
         supervisor::ready(&status);
         let end = tokio::select! {
             end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket"),
-            () = watch_link(watch, &control, manners.as_mut()) => Ok(server::End::DeviceGone),
+            () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = supervisor::watch(&control) => match never {},
             never = supervisor::repeat(each_second) => match never {},
             never = exporter::serve(metrics, &control) => match never {},
@@ -102,25 +99,21 @@ impl Serving {
         supervisor::stopping();
         drop(socket);
         control.into_inner().dataplane.stop();
-        // After the device: there is no moment in which clients' packets pass without the rules.
-        drop(manners);
         end
     }
 }
 
 /// Follows the link's MTU and the host's routes. Returns when the device is gone.
-async fn watch_link(
-    mut watch: LinkWatch,
-    control: &RefCell<Control<Gateway>>,
-    mut manners: Option<&mut Applied>,
-) {
+async fn watch_link(mut watch: LinkWatch, control: &RefCell<Control<Gateway>>) {
     loop {
         match watch.next().await {
             Ok(LinkEvent::Changed(state)) => control.borrow().dataplane.set_mtu(state.mtu),
-            Ok(LinkEvent::RoutesChanged) => {
-                control.borrow().dataplane.clear_sources();
-                if let Some(Err(error)) = manners.as_mut().map(|manners| manners.follow_routes()) {
-                    tracing::warn!(%error, "an interface that clients may leave by does not forward");
+            Ok(LinkEvent::RoutesChanged { new_way }) => {
+                let dataplane = &mut control.borrow_mut().dataplane;
+                dataplane.clear_sources();
+                // It reads whole tables: not for every route of a routing daemon.
+                if new_way {
+                    dataplane.follow_routes();
                 }
             }
             // Deleted, or only moved: the descriptor knows.

@@ -4,13 +4,16 @@
 //! moved to another namespace is reported as [`LinkEvent::Left`]; whether it is gone or only elsewhere is for the
 //! data plane to find out (a deleted TUN device answers EBADFD).
 
+use std::collections::HashSet;
 use std::io;
+use std::mem;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, MulticastGroup};
 use tokio::task::JoinHandle;
@@ -47,7 +50,11 @@ pub enum LinkEvent {
     /// The link is no longer in this namespace: deleted or moved.
     Left,
     /// Addresses, routes or rules changed: a sticky source may be wrong.
-    RoutesChanged,
+    RoutesChanged {
+        /// Also by which links the main table leads anywhere; as far as notices tell, which say nothing of the time
+        /// before the watch. A routing daemon's thousandth route over one link is no new way.
+        new_way: bool,
+    },
 }
 
 /// What the kernel sends unasked, and from whom.
@@ -65,6 +72,10 @@ pub struct LinkWatch {
     /// Notices were lost: ask again.
     resync: bool,
     routes_changed: bool,
+    new_way: bool,
+    /// Links, by index, over which a route of the main table was reported, for IPv4 and for others. A link that changes
+    /// is forgotten, so there are two for each link at most.
+    ways: HashSet<(u32, bool)>,
     /// When a change of routes may be reported again.
     routes_free: Instant,
 }
@@ -84,6 +95,8 @@ impl LinkWatch {
             state: None,
             resync: false,
             routes_changed: false,
+            new_way: false,
+            ways: HashSet::new(),
             routes_free: Instant::now(),
         })
     }
@@ -115,7 +128,7 @@ impl LinkWatch {
                     () = sleep_until(self.routes_free) => {
                         self.routes_changed = false;
                         self.routes_free = Instant::now() + ROUTES_PAUSE;
-                        return Ok(LinkEvent::RoutesChanged);
+                        return Ok(LinkEvent::RoutesChanged { new_way: mem::take(&mut self.new_way) });
                     }
                     notice = self.notices.next() => notice,
                 }
@@ -175,15 +188,19 @@ impl LinkWatch {
                 self.state.take().map(|_| LinkEvent::Left)
             }
             // Another link that goes down takes its IPv4 routes along without a word about them.
+            NetlinkPayload::InnerMessage(Rt::NewLink(link) | Rt::DelLink(link)) => {
+                self.routes_changed = true;
+                self.new_way = true;
+                self.ways.retain(|(index, _)| *index != link.header.index);
+                None
+            }
+            NetlinkPayload::InnerMessage(Rt::NewRoute(route)) => {
+                self.routes_changed = true;
+                self.new_way |= self.leads_anew(&route);
+                None
+            }
             NetlinkPayload::InnerMessage(
-                Rt::NewLink(_)
-                | Rt::DelLink(_)
-                | Rt::NewAddress(_)
-                | Rt::DelAddress(_)
-                | Rt::NewRoute(_)
-                | Rt::DelRoute(_)
-                | Rt::NewRule(_)
-                | Rt::DelRule(_),
+                Rt::NewAddress(_) | Rt::DelAddress(_) | Rt::DelRoute(_) | Rt::NewRule(_) | Rt::DelRule(_),
             ) => {
                 self.routes_changed = true;
                 None
@@ -191,10 +208,33 @@ impl LinkWatch {
             NetlinkPayload::Overrun(_) => {
                 self.resync = true;
                 self.routes_changed = true;
+                self.new_way = true;
                 None
             }
             _ => None,
         }
+    }
+
+    /// Whether a route leads over a link, other than the watched one, that none was known to lead over.
+    fn leads_anew(&mut self, route: &RouteMessage) -> bool {
+        if route.header.kind != RouteType::Unicast || route.header.table != RouteHeader::RT_TABLE_MAIN {
+            return false;
+        }
+        let v4 = route.header.address_family == AddressFamily::Inet;
+        let mut links = Vec::new();
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => links.push(*index),
+                RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|hop| hop.interface_index)),
+                _ => {}
+            }
+        }
+        // None is named where the next hop is an object of its own.
+        let mut anew = links.is_empty();
+        for index in links {
+            anew |= index != self.index && self.ways.insert((index, v4));
+        }
+        anew
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! 1. [`HostRules::apply`]: what a gateway left that was killed is undone ([`clean_leftovers`]); then the rules in one
 //!    transaction, then forwarding; each change is recorded before it is made
-//! 2. [`Applied::follow_routes`]: other interfaces may have to forward now
-//! 3. [`foreign::forward_drops`]: who else would drop the clients' packets, and what to tell him
+//! 2. [`Applied::follow_routes`]: other interfaces may have to forward now; [`Applied::listen_on`]: another port
+//! 3. [`foreign::look`]: who else would drop the clients' packets, and what to tell him
 //! 4. [`Applied::undo`]: forwarding as it was, unless another gateway needs it; the rules go
 //!
 //! Steps 1 and 3 run programs and need root. 2 and 4 need CAP_NET_ADMIN, a writable `/proc/sys`, and no program.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -24,7 +25,7 @@ mod record;
 
 use forwarding::Forwarding;
 pub use forwarding::advertised;
-use nft::Remover;
+use nft::Tables;
 use record::Records;
 
 /// What the host is to do for one gateway. Its TUN device must be there.
@@ -32,7 +33,7 @@ use record::Records;
 pub struct HostRules {
     /// The TUN device.
     pub interface: InterfaceName,
-    /// UDP port of the outer sockets; not 0.
+    /// UDP port of the outer sockets at the start; not 0.
     pub listen_port: u16,
     /// Inner addresses of clients: what is masqueraded, and which families are forwarded.
     pub clients: Vec<Prefix>,
@@ -68,6 +69,27 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// As IP headers have it.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// As nft and iptables call it.
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 /// Between which interfaces packets are forwarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forward {
@@ -75,8 +97,15 @@ pub enum Forward {
     Off,
     /// The tunnel, and each interface over which the main table has a route.
     Routed,
-    /// The tunnel, and these.
+    /// The tunnel, and these; nothing passes between the tunnel and any other. Each is one that [`can_name`] takes.
     To(Vec<InterfaceName>),
+}
+
+/// Whether a rule can name this interface, and no other by it: nft reads a `*` as a pattern, and knows no quote within
+/// quotes.
+#[must_use]
+pub fn can_name(interface: &InterfaceName) -> bool {
+    !interface.as_str().contains(['"', '*', '\\'])
 }
 
 /// Why the host cannot be made to do what a gateway needs.
@@ -126,7 +155,7 @@ pub enum MannersError {
 pub struct Applied {
     rules: HostRules,
     forwarding: Forwarding,
-    remover: Remover,
+    tables: Tables,
 }
 
 /// Undoes what gateways of this network namespace left that ended without doing so. Returns their interfaces. `run` is
@@ -139,10 +168,10 @@ pub fn clean_leftovers(run: &Path) -> Result<Vec<String>, MannersError> {
     // In this order: an abandoned record that we have locked would look like that of a gateway that runs.
     let needed = records.needed_by_others(None)?;
     let abandoned = records.abandoned()?;
-    let remover = Remover::open()?;
+    let tables = Tables::open()?;
     for (interface, record) in &abandoned {
         forwarding::restore(record.changes(), &needed);
-        remover.delete(&nft::table_name(interface))?;
+        tables.delete(&nft::table_name(interface))?;
     }
     let names = abandoned.iter().map(|(interface, _)| interface.clone()).collect();
     abandoned.iter().for_each(|(_, record)| record.close());
@@ -162,24 +191,35 @@ impl HostRules {
         for interface in clean_leftovers(run)? {
             tracing::info!(interface, "undone what a gateway left that was killed");
         }
-        let remover = Remover::open()?;
+        let tables = Tables::open()?;
         let record = Records::open(run)?.begin(&self.interface)?;
         // Dropping it undoes what is done from here on.
         let mut applied =
-            Applied { forwarding: Forwarding::new(record, run.to_owned()), remover, rules: self };
+            Applied { forwarding: Forwarding::new(record, run.to_owned()), tables, rules: self };
         nft::load(&nft::ruleset(&applied.rules, index))?;
+        applied.listen_on(applied.rules.listen_port)?;
         applied.follow_routes()?;
         Ok(applied)
     }
 }
 
 impl Applied {
-    /// Routes of the host changed: clients may leave by other interfaces now, which are to forward as well.
+    /// Routes of the host changed: clients may leave by other interfaces now, which are to forward as well. Reads
+    /// the tables of routes.
     ///
     /// # Errors
     /// See [`MannersError`].
     pub fn follow_routes(&mut self) -> Result<(), MannersError> {
         self.forwarding.extend(&self.rules)
+    }
+
+    /// The gateway listens on another port from now on: the rules name that one. On an error they stay as they are.
+    ///
+    /// # Errors
+    /// [`MannersError::Nft`], as when somebody has taken the table away.
+    pub fn listen_on(&self, port: u16) -> Result<(), MannersError> {
+        let table = nft::table_name(self.rules.interface.as_str());
+        self.tables.listen_on(&table, self.rules.listen_port, port)
     }
 
     /// Takes everything back: forwarding first, then the rules. Says what did not work in the log.
@@ -191,7 +231,7 @@ impl Applied {
 impl Drop for Applied {
     fn drop(&mut self) {
         self.forwarding.undo(self.rules.interface.as_str());
-        if let Err(error) = self.remover.delete(&nft::table_name(self.rules.interface.as_str())) {
+        if let Err(error) = self.tables.delete(&nft::table_name(self.rules.interface.as_str())) {
             tracing::warn!(%error, "the nftables table stays; the next start removes it");
         }
     }

@@ -6,6 +6,7 @@ use std::io;
 
 pub mod arena;
 pub mod bpf;
+pub mod caretaker;
 pub mod clock;
 pub mod eventfd;
 pub mod host;

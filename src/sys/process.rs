@@ -266,14 +266,27 @@ mod tests {
         assert_eq!(raise_memlock(0).unwrap(), after);
     }
 
+    /// On a thread with a mask of its own: other tests make files meanwhile.
     #[test]
     fn the_umask_holds_for_the_job_only() {
         let dir = std::env::temp_dir().join(format!("ringway-umask-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
-        let path = dir.join("private");
-        with_umask(0o177, || drop(File::create(&path).unwrap()));
-        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let made = |name: &str| dir.join(name);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: no pointer is passed; only this thread's mask and directories become its own.
+                check(unsafe { libc::unshare(libc::CLONE_FS) }).unwrap();
+                // SAFETY: no pointer is passed; never fails.
+                unsafe { libc::umask(0o022) };
+                with_umask(0o177, || drop(File::create(made("private")).unwrap()));
+                File::create(made("public")).unwrap();
+                let _ = std::panic::catch_unwind(|| with_umask(0o177, || panic!("the job unwinds")));
+                File::create(made("later")).unwrap();
+            });
+        });
+        let mode = |name| fs::metadata(made(name)).unwrap().permissions().mode() & 0o777;
+        let modes = ["private", "public", "later"].map(mode);
         fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(mode, 0o600);
+        assert_eq!(modes, [0o600, 0o644, 0o644]);
     }
 }

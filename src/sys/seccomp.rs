@@ -233,3 +233,57 @@ fn conditions(argument: u8, wanted: Wanted) -> Result<Vec<SeccompRule>, seccompi
 fn condition(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    /// Each call with arguments that the kernel takes, or refuses otherwise, without the filter.
+    #[test]
+    fn arguments_decide_where_a_call_could_do_more_than_is_needed() {
+        let call = |number: c_long, a: u64, b: u64, c: u64| {
+            // SAFETY: no pointer but null is passed; what is mapped is new and never touched.
+            let returned =
+                unsafe { libc::syscall(number, a, b, c, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+            if returned < 0 { io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
+        };
+        // On a thread of its own, which alone has the filter.
+        std::thread::spawn(move || {
+            let (read, write, execute) =
+                (libc::PROT_READ as u64, libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
+            let parent = std::os::unix::process::parent_id().into();
+            let forbidden = [
+                (libc::SYS_mmap, 0, 4096, read | execute),
+                (libc::SYS_mprotect, 0, 0, execute),
+                (libc::SYS_socket, libc::AF_ALG as u64, libc::SOCK_SEQPACKET as u64, 0),
+                (libc::SYS_prctl, libc::PR_GET_DUMPABLE as u64, 0, 0),
+                (libc::SYS_prlimit64, parent, libc::RLIMIT_CORE as u64, 0),
+                (libc::SYS_ioctl, 0, libc::FIONREAD, 0),
+                // BPF_PROG_LOAD; IORING_REGISTER_BUFFERS.
+                (libc::SYS_bpf, 5, 0, 0),
+                (libc::SYS_io_uring_register, 0, 0, 0),
+                (libc::SYS_tgkill, parent, parent, 0),
+                (libc::SYS_kill, parent, 0, 0),
+                (libc::SYS_ptrace, libc::PTRACE_TRACEME as u64, 0, 0),
+                (libc::SYS_personality, 0xffff_ffff, 0, 0),
+            ];
+            let allowed = [
+                (libc::SYS_mmap, 0, 4096, read | write),
+                (libc::SYS_mprotect, 0, 0, read),
+                (libc::SYS_socket, libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0),
+                (libc::SYS_prlimit64, 0, libc::RLIMIT_CORE as u64, 0),
+                (libc::SYS_tgkill, std::process::id().into(), std::process::id().into(), 0),
+            ];
+            seccompiler::apply_filter(&program().unwrap()).unwrap();
+            for (number, a, b, c) in forbidden {
+                assert_eq!(call(number, a, b, c), libc::EPERM, "{number} {a}");
+            }
+            for (number, a, b, c) in allowed {
+                assert_ne!(call(number, a, b, c), libc::EPERM, "{number} {a}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,16 +1,17 @@
-//! The same, by poll: what other modules test with io_uring, and what happens where that is forbidden. Here stands
-//! what touches waiting and receiving; `RINGWAY_IO=poll` in the environment runs everything this way.
+//! The same, by poll: what other modules test with io_uring, and what happens where that is forbidden. `interop` has
+//! each of its tests by poll as well; here stands what else touches waiting and receiving. `RINGWAY_IO=poll` in the
+//! environment runs everything this way.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::dropin::{forbidden_ring, program, text};
 use crate::lab::{Lab, machine, wait_until};
-use crate::peer::Implementation::{Boringtun, Ringway, WireguardGo};
-use crate::peer::{Implementation, Peer, by_poll};
+use crate::peer::Implementation::{Ringway, WireguardGo};
+use crate::peer::{Peer, by_poll};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Plan, client_v4};
 use crate::traffic::{Flow, Way, must_reach};
-use crate::{dataplane, edits, interop, lifecycle};
+use crate::{dataplane, edits, interop, lifecycle, offload};
 
 /// Declares tests by what they run.
 macro_rules! again {
@@ -18,18 +19,17 @@ macro_rules! again {
 }
 
 again! {
-    handshake_and_ping_with_wireguard_go: interop::handshake_and_ping(WireguardGo);
-    handshake_and_ping_with_boringtun: interop::handshake_and_ping(Boringtun);
-    tcp_both_ways_with_wireguard_go: interop::tcp_both_ways(WireguardGo);
-    udp_both_ways_with_boringtun: interop::udp_both_ways(Boringtun);
-    roams_with_boringtun: interop::roams_to_a_new_address_and_port(Boringtun);
-    source_address_with_wireguard_go: interop::source_address_sticks_and_falls_back(WireguardGo);
-    order_with_ringway_at_both_ends: interop::order_behind_a_shaper(Implementation::ringway());
+    order_with_ringway_at_both_ends: interop::order_is_kept_with_ringway_at_both_ends();
+    a_peer_that_has_everything_is_never_handed_over: dataplane::a_peer_that_has_everything_is_never_handed_over();
+    a_sites_subnets_land_on_its_owner: dataplane::a_sites_subnets_land_on_its_owner();
     a_full_socket_drops_and_reorders_nothing: dataplane::a_full_socket_drops_and_reorders_nothing();
+    a_device_that_refuses_segments_gets_plain_datagrams:
+        dataplane::a_device_that_refuses_segments_gets_plain_datagrams();
+    a_smaller_link_costs_its_own_endpoint_the_offload:
+        dataplane::a_smaller_link_costs_its_own_endpoint_the_offload();
+    offloads_are_switched_under_traffic: offload::offloads_are_switched_under_traffic();
     a_listen_port_changes_under_load: edits::a_listen_port_changes_under_load();
     deletion_of_the_device_ends_it: lifecycle::deletion_of_the_device_ends_it();
-    link_down_and_mtu_changes_are_survived: lifecycle::link_down_and_mtu_changes_are_survived();
-    memory_at_start_is_bounded: lifecycle::memory_at_start_is_bounded();
 }
 
 /// What a peer waits with, and whether its counters say the same.
@@ -86,7 +86,9 @@ fn where_io_uring_is_forbidden_poll_takes_its_place() {
     let host = lab.host("gateway");
     let words = forbidden_ring("1");
     let launcher: Vec<_> = words.iter().map(String::as_str).collect();
-    let gateway = Peer::start_through(&host, Ringway { workers: 2 }, "wg0", GATEWAY_PORT, &[], &launcher);
+    let gateway = Ringway { workers: 2 };
+    let choice = [("RINGWAY_IO", "auto")];
+    let gateway = Peer::start_through(&host, gateway, "wg0", GATEWAY_PORT, &choice, &launcher);
     gateway.up(&[&format!("{GATEWAY_V4}/10"), "fd64::1/64"], 1420);
     let client = Plan::new(Ringway { workers: 2 }, WireguardGo).client(&lab, &gateway, 0);
     must_reach(&client.host, GATEWAY_V4);

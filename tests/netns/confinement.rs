@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use crate::errands;
 use crate::lab::{Lab, machine};
 use crate::peer::{Implementation, Peer, stranger};
-use crate::topology::{GATEWAY_V4, Plan, client_v4};
+use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Plan, client_v4};
 use crate::traffic::must_reach;
 
 /// CAP_NET_BIND_SERVICE and CAP_NET_ADMIN (linux/capability.h).
@@ -46,9 +46,18 @@ fn must_be_confined(peer: &Peer) {
         assert_eq!(field(&status, "Seccomp", 10), 2, "{name}");
     }
     assert_eq!(kinds, [1, 3], "the control thread; two workers and the handshake thread");
+}
+
+#[test]
+fn it_dumps_no_core_whatever_it_was_started_with() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("alone");
+    let ringway = Implementation::Ringway { workers: 1 };
+    let launcher = ["prlimit", "--core=unlimited:unlimited"];
+    let peer = Peer::start_through(&host, ringway, "wg0", GATEWAY_PORT, &[], &launcher);
     let limits = fs::read_to_string(format!("/proc/{}/limits", peer.pid())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
 }
 
 #[test]
@@ -67,8 +76,8 @@ fn every_thread_is_confined_and_all_goes_on() {
     gateway.set(&format!("peer {stranger} remove"));
     gateway.host.run("ip link set wg0 mtu 1300");
     gateway.renew();
-    must_reach(&client.host, GATEWAY_V4);
     must_reach(&gateway.host, &client_v4(0));
+    must_reach(&client.host, GATEWAY_V4);
     assert!(gateway.report().unwrap()["steering"]["on"].as_bool().unwrap());
     must_be_confined(gateway);
 }
@@ -114,7 +123,12 @@ pub(crate) fn confine() {
 fn another_user_keeps_one_capability() {
     let Some(lab) = Lab::new() else { return };
     let host = lab.host("alone");
-    errands::run_on(&host, "become nobody");
+    // In other groups as well, which are left.
+    let mut errand = host.command("setpriv");
+    errand.args(["--groups", "4,24", "--"]).arg(std::env::current_exe().unwrap());
+    errand.args(["errand", "--exact", "--nocapture"]).env(errands::VARIABLE, "become nobody");
+    let done = errand.output().unwrap();
+    assert!(done.status.success(), "{done:?}");
 }
 
 /// The errand: this thread becomes somebody else, who may still mark sockets, and nothing more.

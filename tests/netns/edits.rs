@@ -66,6 +66,19 @@ fn a_peer_removed_under_load_takes_nobody_along() {
     assert_eq!(report.out_of_order, 0, "{report:?}");
     flood.kill().unwrap();
     flood.wait().unwrap();
+    // Not even a handshake is answered, and nothing is kept for it.
+    let answers = || {
+        (gone.latest_handshake(&site.gateway.public), site.gateway.counter("ringway_responses_sent_total"))
+    };
+    let before = answers();
+    gone.renew();
+    assert_eq!(ping(&gone.host, GATEWAY_V4, 2, 56), 0, "a removed peer stays out");
+    assert_eq!(answers(), before);
+    if let Some(report) = site.gateway.report() {
+        let peers =
+            report["workers"].as_array().unwrap().iter().map(|worker| worker["peers"].as_u64().unwrap());
+        assert_eq!(peers.sum::<u64>(), 1);
+    }
     assert!(site.gateway.exit_status().is_none());
 }
 
@@ -77,6 +90,9 @@ fn a_changed_preshared_key_applies_at_once() {
     must_reach(&client.host, GATEWAY_V4);
     let preshared = preshared_key();
     site.gateway.know(&Remote { public: &client.public, preshared: Some(&preshared), ..Remote::default() });
+    if site.gateway.implementation.is_ringway() {
+        assert_eq!(ping(&client.host, GATEWAY_V4, 2, 56), 0, "the session ended with the key");
+    }
     // A restart of the client's interface makes it shake hands again: with the old key it must fail.
     client.set(&format!("peer {} remove", site.gateway.public));
     let again = |preshared| Remote {

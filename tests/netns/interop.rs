@@ -12,7 +12,7 @@ use crate::topology::{
 };
 use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping, receive_overflows};
 
-/// Declares each test once per foreign implementation.
+/// Declares each test once per foreign implementation and for each thing that Ringway may wait with.
 macro_rules! against_each {
     ($($test:ident)*) => {
         mod with_wireguard_go {
@@ -20,6 +20,18 @@ macro_rules! against_each {
         }
         mod with_boringtun {
             $(#[test] fn $test() { super::$test(crate::peer::Implementation::Boringtun); })*
+        }
+        mod by_poll {
+            mod with_wireguard_go {
+                $(#[test] fn $test() {
+                    crate::peer::by_poll(|| super::super::$test(crate::peer::Implementation::WireguardGo));
+                })*
+            }
+            mod with_boringtun {
+                $(#[test] fn $test() {
+                    crate::peer::by_poll(|| super::super::$test(crate::peer::Implementation::Boringtun));
+                })*
+            }
         }
     };
 }
@@ -51,7 +63,7 @@ fn ends(site: &Site) -> (&Arc<crate::lab::Host>, &Arc<crate::lab::Host>) {
     (&site.clients[0].host, &site.gateway.host)
 }
 
-pub(crate) fn handshake_and_ping(other: Implementation) {
+fn handshake_and_ping(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     for mut plan in both_roles(other) {
         for outer in [Outer::V4, Outer::V6] {
@@ -95,7 +107,7 @@ fn preshared_key_must_match(other: Implementation) {
     }
 }
 
-pub(crate) fn tcp_both_ways(other: Implementation) {
+fn tcp_both_ways(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -111,7 +123,7 @@ pub(crate) fn tcp_both_ways(other: Implementation) {
     }
 }
 
-pub(crate) fn udp_both_ways(other: Implementation) {
+fn udp_both_ways(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -179,7 +191,7 @@ fn is_renewed_under_load(other: Implementation) {
     }
 }
 
-pub(crate) fn roams_to_a_new_address_and_port(other: Implementation) {
+fn roams_to_a_new_address_and_port(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     for plan in both_roles(other) {
         let site = plan.build(&lab);
@@ -344,12 +356,12 @@ fn fifty_streams(other: Implementation) {
 }
 
 #[test]
-fn order_is_kept_with_ringway_at_both_ends() {
+pub(crate) fn order_is_kept_with_ringway_at_both_ends() {
     order_behind_a_shaper(Implementation::ringway());
 }
 
 /// No packet of a TCP flow overtakes another on its way through Ringway, with or without a shaper behind it.
-pub(crate) fn order_behind_a_shaper(other: Implementation) {
+fn order_behind_a_shaper(other: Implementation) {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), other).build(&lab);
     let (client, gateway) = ends(&site);
@@ -375,7 +387,7 @@ pub(crate) fn order_behind_a_shaper(other: Implementation) {
 }
 
 /// Answers leave from the address that was spoken to, and from another one when that is gone.
-pub(crate) fn source_address_sticks_and_falls_back(other: Implementation) {
+fn source_address_sticks_and_falls_back(other: Implementation) {
     let Some(lab) = Lab::new() else { return };
     let site = Plan::new(Implementation::ringway(), other).build(&lab);
     let (client, gateway) = ends(&site);

@@ -85,7 +85,7 @@ fn deletion_of_the_socket_ends_it() {
 
 /// The bound of the issue: at start, with two workers, at most 64 MiB resident.
 #[test]
-pub(crate) fn memory_at_start_is_bounded() {
+fn memory_at_start_is_bounded() {
     let Some(lab) = Lab::new() else { return };
     let peer = alone(&lab);
     let resident = peer.resident();
@@ -128,7 +128,7 @@ fn a_device_moved_to_another_namespace_goes_on() {
 }
 
 #[test]
-pub(crate) fn link_down_and_mtu_changes_are_survived() {
+fn link_down_and_mtu_changes_are_survived() {
     let Some(lab) = Lab::new() else { return };
     let mut site = Plan::new(Implementation::ringway(), Implementation::WireguardGo).build(&lab);
     let gateway = std::sync::Arc::clone(&site.gateway.host);

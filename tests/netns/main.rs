@@ -17,6 +17,7 @@
 mod appliance;
 mod by_poll;
 mod confinement;
+mod container;
 mod dataplane;
 mod dropin;
 mod edits;

@@ -19,11 +19,13 @@ use crate::topology::{
 use crate::traffic::{Capture, ip_packets, must_reach, ping};
 
 /// The server behind the gateway. It knows no way to the clients.
-const SERVER: &str = "198.19.0.2";
+pub(crate) const SERVER: &str = "198.19.0.2";
 /// The same.
-const SERVER_V6: &str = "fd00:198:19::2";
+pub(crate) const SERVER_V6: &str = "fd00:198:19::2";
 /// Beside the defaults.
 const PLAIN: &str = "";
+/// Rules count a super-packet once: where datagrams are counted there are none.
+const SINGLE: &str = "[offload]\ntun_write = false\n";
 
 /// `ringway gateway` on a host.
 struct Appliance {
@@ -39,7 +41,7 @@ impl Appliance {
         let mut appliance = Self::launch(host, interface, port, text, "");
         wait_until("the gateway serves", Duration::from_secs(10), || {
             assert!(appliance.exit_status().is_none(), "it ended at once: {}", appliance.said());
-            // Not its socket: a user without rights leaves that behind.
+            // Not its socket: what a killed one left may be there.
             appliance.said().contains(" ready ")
         });
         appliance
@@ -63,7 +65,9 @@ impl Appliance {
         let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let program = env!("CARGO_BIN_EXE_ringway");
-        let script = format!("{before}\nexec {program} gateway --config /run/{interface}.toml");
+        let script = format!(
+            "{before}\nexec {program} gateway --config /run/{interface}.toml ${{RINGWAY_IO:+--io $RINGWAY_IO}}"
+        );
         let mut command = host.command("unshare");
         let child = command
             .args(["-m", "sh", "-ec", &script])
@@ -119,7 +123,7 @@ impl Drop for Appliance {
 }
 
 /// A gateway's host with a server behind it.
-fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
+pub(crate) fn site(lab: &Lab) -> (Arc<Host>, Arc<Host>) {
     let (host, server) = (lab.host("gateway"), lab.host("server"));
     lab.link((&host, "behind"), (&server, "e0"), 1500);
     host.address("behind", "198.19.0.1/24");
@@ -140,7 +144,7 @@ fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
     client
 }
 
-fn section(i: usize, client: &Peer) -> String {
+pub(crate) fn section(i: usize, client: &Peer) -> String {
     let allowed = client_prefixes(i).replace(',', "\", \"");
     format!("[[peer]]\npublic_key = \"{}\"\nallowed_ips = [\"{allowed}\"]\n", client.public)
 }
@@ -157,7 +161,7 @@ fn know(i: usize, client: &Peer, appliance: &Appliance, more: &str) {
 }
 
 /// What a gateway may change, in words that can be compared.
-fn state(host: &Host) -> String {
+pub(crate) fn state(host: &Host) -> String {
     let mut sysctls: Vec<_> = host
         .run("sysctl -a -r (forwarding|accept_ra|ip_forward)$")
         .lines()
@@ -218,7 +222,7 @@ fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
     let Some(lab) = Lab::new() else { return };
     let (host, server) = site(&lab);
     let one = client(&lab, &host, 0);
-    let text = format!("{}[services]\ntcp = [8080]\nudp = [5353]\n", section(0, &one));
+    let text = format!("{}{SINGLE}[services]\ntcp = [8080]\nudp = [5353]\n", section(0, &one));
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
     know(0, &one, &appliance, "");
     // ICMP to the host; through it to a server that knows no way back.
@@ -278,6 +282,58 @@ fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
     let sources: Vec<_> = ip_packets(&file).iter().map(|packet| packet[12..16].to_vec()).collect();
     fs::remove_file(file).unwrap();
     assert!(!sources.is_empty() && sources.iter().all(|source| *source == [100, 64, 1, 2]), "{sources:?}");
+}
+
+/// A host with two networks, that forwards for itself or not: clients and the one that is named meet, and nobody else.
+/// One that is named may come later.
+#[test]
+fn clients_leave_by_the_interfaces_that_are_named() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("{}[forwarding]\ninterfaces = [\"behind\", \"late\"]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    assert_eq!(appliance.said().matches("there is no late yet").count(), 1, "{}", appliance.said());
+    know(0, &one, &appliance, ",198.19.0.0/16,fd00:198::/32");
+    one.host.run("ip route add 198.19.0.0/16 dev wg0");
+    one.host.run("ip route add fd00:198::/32 dev wg0");
+    let network = |interface: &str, number: u32| {
+        let server = lab.host(interface);
+        lab.link((&host, interface), (&server, "e0"), 1500);
+        for (end, at) in [(&host, (interface, 1)), (&server, ("e0", 2))] {
+            end.address(at.0, &format!("198.19.{number}.{}/24", at.1));
+            end.address(at.0, &format!("fd00:198:{number}::{}/64", at.1));
+        }
+        server.run(&format!("ip route add default via 198.19.{number}.1"));
+        server.run(&format!("ip route add default via fd00:198:{number}::1"));
+        (server, format!("198.19.{number}.2"), format!("fd00:198:{number}::2"))
+    };
+    let (other, other_v4, other_v6) = network("other", 7);
+    for there in [SERVER, SERVER_V6] {
+        must_reach(&one.host, there);
+    }
+    let forwards = |interface| host.run(&format!("sysctl -n net.ipv4.conf.{interface}.forwarding"));
+    assert_eq!((forwards("behind").trim(), forwards("other").trim()), ("1", "0"));
+    let (_late, late_v4, late_v6) = network("late", 8);
+    for there in [&late_v4, &late_v6] {
+        must_reach(&one.host, there);
+    }
+    let dropped = || ["to none", "from none"].map(|way| appliance.counted(&format!("{way} of interfaces")));
+    assert_eq!(dropped(), [0, 0]);
+
+    host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let capture = Capture::start(&other, "e0", 64, "icmp or icmp6[0]=128");
+    for (there, back) in [(&other_v4, client_v4(0)), (&other_v6, client_v6(0))] {
+        assert_eq!((ping(&one.host, there, 2, 56), ping(&other, &back, 3, 56)), (0, 0), "{there}");
+    }
+    assert_eq!(dropped(), [4, 6]);
+    let file = caught(capture);
+    let echoes = ip_packets(&file);
+    fs::remove_file(file).unwrap();
+    assert_eq!(echoes.len(), 6, "its own, and none of the client");
+    for there in [SERVER, SERVER_V6, &late_v4, &late_v6] {
+        must_reach(&one.host, there);
+    }
 }
 
 /// The attack: a client sends, from the port that the gateway listens on, to the outer endpoint of another.
@@ -347,7 +403,7 @@ fn the_tunnel_does_not_carry_itself() {
     let (host, _server) = site(&lab);
     let one = client(&lab, &host, 0);
     // Even where the port is called a service.
-    let text = format!("{}[services]\nudp = [{GATEWAY_PORT}]\n", section(0, &one));
+    let text = format!("{}{SINGLE}[services]\nudp = [{GATEWAY_PORT}]\n", section(0, &one));
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
     know(0, &one, &appliance, "");
     must_reach(&one.host, GATEWAY_V4);
@@ -372,6 +428,55 @@ fn the_tunnel_does_not_carry_itself() {
     });
 }
 
+/// With the rights of the unit, and as another user.
+#[test]
+fn a_new_listen_port_is_in_the_rules_at_once() {
+    // In the upper half of what UDP of clients is masqueraded to at first.
+    const OTHER: u16 = 40_000;
+    let Some(lab) = Lab::new() else { return };
+    let (host, server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    let text = format!("user = \"nobody\"\n{}{SINGLE}", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    know(0, &one, &appliance, "");
+    must_reach(&one.host, GATEWAY_V4);
+    let masqueraded = || {
+        let capture = Capture::start(&server, "e0", 64, "udp dst port 9");
+        run_on(&one.host, &format!("send-from {OTHER} {SERVER}:9 5"));
+        let file = caught(capture);
+        let packets = ip_packets(&file);
+        fs::remove_file(file).unwrap();
+        assert_eq!(packets.len(), 5);
+        u16::from_be_bytes([packets[0][20], packets[0][21]])
+    };
+    assert_eq!(masqueraded(), OTHER, "a port is kept if it may be");
+
+    host.run(&format!("wg set wg0 listen-port {OTHER}"));
+    host.run("conntrack -F");
+    one.set(&format!("peer {} endpoint 198.18.0.1:{OTHER}", appliance.public()));
+    must_reach(&one.host, GATEWAY_V4);
+    for (port, comment) in [(OTHER, "the tunnel inside itself"), (GATEWAY_PORT, "not in services")] {
+        let before = appliance.counted(comment);
+        run_on(&one.host, &format!("send-from 4000 198.19.0.1:{port} 5"));
+        wait_until("the rule has counted", Duration::from_secs(10), || {
+            appliance.counted(comment) == before + 5
+        });
+    }
+    let masqueraded = masqueraded();
+    assert!((1024..26_422).contains(&masqueraded), "{masqueraded}");
+    for side in ["--orig-port-dst", "--orig-port-src"] {
+        let listed = host.run(&format!("conntrack -L -p udp {side} {OTHER}"));
+        assert!(!listed.contains("198.18."), "{side}: {listed}");
+    }
+    // Without rules no other port.
+    host.run("nft delete table inet ringway_wg0");
+    let refused = host.attempt("wg set wg0 listen-port 40001");
+    assert!(!refused.status.success());
+    assert_eq!(host.run("wg show wg0 listen-port").trim(), OTHER.to_string());
+    appliance.stop();
+    assert!(!host.run("nft list ruleset").contains("ringway_wg0"));
+}
+
 #[test]
 fn the_host_is_after_stop_and_kill_what_it_was_before() {
     let Some(lab) = Lab::new() else { return };
@@ -383,6 +488,27 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     appliance.stop();
     assert_eq!(state(&host), before);
 
+    // A link that comes later forwards as soon as it leads anywhere, and no longer than the gateway.
+    host.run("ip link add late type veth peer name etal");
+    for line in ["ip link set late up", "ip link set etal up"] {
+        host.run(line);
+    }
+    let later = state(&host);
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
+    assert!(state(&host).contains("net.ipv4.conf.late.forwarding = 0"));
+    for address in ["198.18.9.1/24", "fd00:198:18:9::1/64"] {
+        host.address("late", address);
+    }
+    let forwards = |key: &str| host.run(&format!("sysctl -n {key}")).trim() == "1";
+    wait_until("it forwards", Duration::from_secs(10), || {
+        forwards("net.ipv4.conf.late.forwarding") && forwards("net.ipv6.conf.late.force_forwarding")
+    });
+    host.run("ip address flush dev late scope global");
+    appliance.stop();
+    assert_eq!(state(&host), later);
+    host.run("ip link delete late");
+    assert_eq!(state(&host), before);
+
     // After a kill the rules stay, for the next start to take over.
     let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN);
     appliance.signal("KILL");
@@ -391,11 +517,32 @@ fn the_host_is_after_stop_and_kill_what_it_was_before() {
     Appliance::start(&host, "wg0", GATEWAY_PORT, PLAIN).stop();
     assert_eq!(state(&host), before);
 
-    // A user without rights can take back as much; only its empty directory stays.
-    Appliance::start(&host, "wg0", GATEWAY_PORT, "user = \"nobody\"").stop();
-    let _ = fs::remove_dir(host.run_file("ringway/wg0"));
-    let _ = fs::remove_dir(host.run_file("ringway"));
+    // Nor does a user without rights leave anything, however it ends.
+    const NOBODY: &str = "user = \"nobody\"";
+    let files = || host.run("find /run/wireguard /run/ringway -ls");
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    assert!(files().contains("wg0.sock") && files().contains("nobody"), "{}", files());
+    // Whoever removes it is confined, and outlives a signal to all processes.
+    let caretaker = machine(&format!("pgrep -P {}", appliance.child.id())).trim().to_owned();
+    let status = fs::read_to_string(format!("/proc/{caretaker}/status")).unwrap();
+    for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    machine(&format!("kill -TERM {caretaker}"));
+    appliance.stop();
     assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
+    let processes = machine(&format!("ip netns pids {}", host.namespace)).lines().count();
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY);
+    appliance.signal("KILL");
+    assert!(files().contains("ringway/wg0/undo"), "what is to be undone stays: {}", files());
+    wait_until("the one who was left behind ends as well", Duration::from_secs(10), || {
+        machine(&format!("ip netns pids {}", host.namespace)).lines().count() == processes
+    });
+    assert!(files().contains("wireguard/wg0.sock"), "it touched nothing: {}", files());
+    Appliance::start(&host, "wg0", GATEWAY_PORT, NOBODY).stop();
+    assert_eq!(state(&host), before);
+    assert!(!host.run("ls /run/wireguard").contains("wg0"));
 
     // What the host had on, it keeps.
     host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
@@ -476,4 +623,36 @@ fn a_firewall_of_the_host_that_drops_clients_is_named_at_start() {
         assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
     }
     must_reach(&one.host, SERVER);
+}
+
+#[test]
+fn a_firewall_that_lets_nobody_in_is_named_at_start() {
+    let Some(lab) = Lab::new() else { return };
+    let (host, _server) = site(&lab);
+    let one = client(&lab, &host, 0);
+    host.run("nft add table inet mine");
+    host.run("nft add chain inet mine in { type filter hook input priority 0 ; policy drop ; }");
+    for rule in
+        ["ct state established accept", "meta l4proto { icmp, ipv6-icmp } accept", "iifname lo accept"]
+    {
+        host.run(&format!("nft add rule inet mine in {rule}"));
+    }
+    let text = format!("{}[services]\ntcp = [8080]\n", section(0, &one));
+    let appliance = Appliance::start(&host, "wg0", GATEWAY_PORT, &text);
+    let _listener = Listener::on(&host, 8080);
+    know(0, &one, &appliance, "");
+    assert_eq!(ping(&one.host, GATEWAY_V4, 3, 56), 0);
+    let said = appliance.said();
+    let warning = "the input chain inet mine in (nftables) drops datagrams to the listen port 51820, \
+                   clients' packets to the service tcp 8080; to let them pass: ";
+    let remedy: Vec<_> =
+        said.split(warning).nth(1).expect(&said).lines().next().unwrap().split("; ").collect();
+    let apply =
+        |line: &str| assert!(host.command("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    apply(remedy[0]);
+    must_reach(&one.host, GATEWAY_V4);
+    assert!(!connects(&one.host, GATEWAY_V4, 8080));
+    apply(remedy[1]);
+    assert!(connects(&one.host, GATEWAY_V4, 8080));
+    appliance.stop();
 }

@@ -130,7 +130,7 @@ impl Watch<'_> {
 }
 
 #[test]
-fn offloads_are_switched_under_traffic() {
+pub(crate) fn offloads_are_switched_under_traffic() {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), Implementation::ringway()).build(&lab);
     let (client, gateway) = (&site.clients[0], &site.gateway);

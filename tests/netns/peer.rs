@@ -233,6 +233,11 @@ impl Peer {
 
     /// Makes it begin new handshakes at once, as renewal does: another private key and its own again, in one request,
     /// end its sessions for sending.
+    ///
+    /// The other side does not know: as after a restart, what it sends is for a session that is gone, and WireGuard has
+    /// no message that says so (it would tell strangers which sessions live). It begins a handshake of its own 15 s
+    /// (Keepalive-Timeout + Rekey-Timeout) after it sent the first packet in vain; sooner if this side sends something
+    /// first.
     pub(crate) fn renew(&self) {
         let mut stream = UnixStream::connect(self.socket()).expect("the configuration socket");
         let other = hexadecimal(machine("wg genkey").trim());

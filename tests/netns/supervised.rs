@@ -170,6 +170,7 @@ fn the_units_capabilities_are_enough() {
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(ended.status.success(), "{said}");
     assert!(!host.has_interface("wg0"));
+    assert!(!host.run_file("wireguard/wg0.sock").exists() && !host.run_file("ringway").exists());
     let mut levels = Vec::new();
     for line in said.lines() {
         let line: serde_json::Value =

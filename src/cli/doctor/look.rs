@@ -18,7 +18,7 @@ use crate::dataplane::io::ring::Ring;
 use crate::dataplane::steering::{Steering, SteeringError};
 use crate::dataplane::tun::{self, TunError, TunOffloads};
 use crate::net::manners::advertised;
-use crate::net::manners::foreign::forward_drops;
+use crate::net::manners::foreign::{self, Needs};
 use crate::net::name::InterfaceName;
 use crate::sys::{clock, host, netns, tun as sys_tun};
 use crate::types::Mark;
@@ -49,8 +49,11 @@ pub(super) fn everything(wanted: &[InterfaceName], port: u16) -> Vec<Finding> {
     }
     findings.extend(advertised_interfaces().iter().filter_map(|interface| accept_ra(interface)));
     for device in named(wanted, reports) {
-        let drops = forward_drops(&device).map_err(|error| error.to_string());
-        findings.extend(probes::firewall(&device, drops.as_deref().map_err(Clone::clone)));
+        let report = reports.iter().find(|report| report.name.as_str() == device);
+        let listen_port = report.map(|report| report.show.listen_port).filter(|port| *port != 0);
+        let needs = Needs { interface: &device, forward: true, listen_port, services: &[] };
+        let found = foreign::look(&needs).map_err(|error| error.to_string());
+        findings.extend(probes::firewall(&device, found));
     }
     findings.extend(reports.iter().flat_map(path_findings));
     let synchronised = host::clock_is_synchronised().map_err(|error| error.to_string());

@@ -7,7 +7,7 @@ use super::finding::{Finding, Probe};
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
-use crate::net::manners::foreign::ForeignDrop;
+use crate::net::manners::foreign::{ForeignDrop, Found};
 use crate::net::sysctl::{Family, Parameter};
 
 const KERNEL: Probe =
@@ -36,7 +36,7 @@ const RP_FILTER: Probe = Probe {
 };
 const FIREWALL: Probe = Probe {
     name: "firewall",
-    why: "a packet must pass every forward chain: an accept of ours saves it from nobody else's drop",
+    why: "a packet must pass every chain of its hook: an accept of ours saves it from nobody else's drop",
 };
 const MTU: Probe =
     Probe { name: "mtu", why: "datagrams larger than the path are cut into fragments, or vanish" };
@@ -207,20 +207,20 @@ pub(super) fn rp_filter(interface: &str, all: u8, own: u8) -> Finding {
     }
 }
 
-/// The forward chains of others that drop what a device's clients send or get.
-pub(super) fn firewall(device: &str, drops: Result<&[ForeignDrop], String>) -> Vec<Finding> {
-    match drops {
-        Ok([]) => {
-            vec![FIREWALL.ok(format!("{device}: nobody else's forward chain drops its clients' packets"))]
-        }
-        Ok(drops) => drops
-            .iter()
-            .map(|drop| FIREWALL.warn(format!("{device}: {drop}"), drop.remedy().join("; ")))
-            .collect(),
-        Err(error) => vec![
-            FIREWALL.unknown(format!("{device}: {error}"), "sudo ringway doctor (it needs nft and root)"),
-        ],
+/// The chains of others that drop what a device's clients send or get.
+pub(super) fn firewall(device: &str, found: Result<Found, String>) -> Vec<Finding> {
+    let help = "sudo ringway doctor (it needs nft and root)";
+    let Found { drops, unread } = match found {
+        Ok(found) => found,
+        Err(error) => return vec![FIREWALL.unknown(format!("{device}: {error}"), help)],
+    };
+    let warn = |drop: &ForeignDrop| FIREWALL.warn(format!("{device}: {drop}"), drop.remedy().join("; "));
+    let mut findings: Vec<_> = drops.iter().map(warn).collect();
+    findings.extend(unread.map(|unread| FIREWALL.unknown(format!("{device}: {unread}"), help)));
+    if findings.is_empty() {
+        findings.push(FIREWALL.ok(format!("{device}: nobody else's chain drops its clients' packets")));
     }
+    findings
 }
 
 /// A device's MTU against that of the way to an endpoint, both in bytes.

@@ -8,6 +8,7 @@ use super::*;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
+use crate::net::manners::foreign::Found;
 
 fn io(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
@@ -140,8 +141,11 @@ fn advertisements() {
 
 #[test]
 fn firewalls() {
-    assert_eq!(verdict(&probes::firewall("wg0", Ok(&[]))[0]), Verdict::Ok);
+    assert_eq!(verdict(&probes::firewall("wg0", Ok(Found::default()))[0]), Verdict::Ok);
     assert_eq!(verdict(&probes::firewall("wg0", Err("no nft".to_owned()))[0]), Verdict::Unknown);
+    let unread = Found { unread: Some("legacy".to_owned()), ..Found::default() };
+    let findings = probes::firewall("wg0", Ok(unread));
+    assert_eq!((findings.len(), verdict(&findings[0])), (1, Verdict::Unknown));
 }
 
 #[test]

@@ -83,3 +83,56 @@ impl Depth {
         self.quiet >= QUIET_TURNS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A turn that brings so many bytes; yields the next one's depth.
+    fn turn(depth: &mut Depth, bytes: usize, ran_out: bool) -> usize {
+        depth.brought(bytes);
+        if ran_out {
+            depth.ran_out();
+        }
+        depth.next_turn(16)
+    }
+
+    #[test]
+    fn it_doubles_for_want_of_slots_and_halves_for_want_of_cache() {
+        let mut depth = Depth::default();
+        assert_eq!(depth.slots(), LEAST);
+        for (bytes, ran_out, next) in [
+            (5000, true, 8),
+            // What one turn brought is no other's.
+            (5000, false, 8),
+            (WARM_BYTES, false, 8),
+            (WARM_BYTES, true, 16),
+            (5000, true, 16),
+            (WARM_BYTES + 1, true, 8),
+            (WARM_BYTES + 1, false, LEAST),
+            (WARM_BYTES + 1, false, LEAST),
+        ] {
+            assert_eq!((turn(&mut depth, bytes, ran_out), depth.slots()), (next, next), "{bytes} {ran_out}");
+        }
+        let mut few = Depth::default();
+        few.ran_out();
+        assert_eq!(few.next_turn(2), LEAST);
+    }
+
+    #[test]
+    fn single_packets_make_it_quiet_and_company_ends_that() {
+        for (bytes, ran_out, next) in [(QUIET_BYTES + 1, false, QUIET), (1, true, LEAST)] {
+            let mut depth = Depth::default();
+            for _ in 1..QUIET_TURNS {
+                assert_eq!(turn(&mut depth, QUIET_BYTES, false), LEAST);
+                // A turn of other targets says nothing.
+                assert_eq!(turn(&mut depth, 0, false), LEAST);
+                assert!(!depth.is_quiet());
+            }
+            assert_eq!(turn(&mut depth, QUIET_BYTES, false), QUIET);
+            assert!(depth.is_quiet());
+            assert_eq!(turn(&mut depth, bytes, ran_out), next);
+            assert!(!depth.is_quiet());
+        }
+    }
+}

@@ -44,3 +44,30 @@ impl Patience {
         self.retry_at
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_failures_in_a_row_pause_and_a_pause_ends() {
+        let mut patience = Patience::default();
+        for _ in 0..3 {
+            for _ in 1..FAILURES {
+                patience.failed();
+                assert!(patience.is_rested() && patience.retry_at().is_none());
+            }
+            patience.succeeded();
+        }
+        for _ in 0..FAILURES {
+            patience.failed();
+        }
+        assert!(!patience.is_rested());
+        let end = patience.retry_at().unwrap();
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        assert!(patience.is_rested() && patience.retry_at().is_none());
+        // It has not been mended: one more is enough.
+        patience.failed();
+        assert!(!patience.is_rested());
+    }
+}

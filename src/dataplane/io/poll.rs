@@ -341,12 +341,14 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::net::{Shutdown, UdpSocket};
     use std::os::fd::AsFd as _;
     use std::thread;
 
+    use socket2::SockRef;
+
     use super::super::busy_poll::BUSY_POLL;
-    use super::super::tests::{Subject, contract, receiver, wake};
+    use super::super::tests::{Subject, contract, of, payload, receiver, wake};
     use super::*;
 
     impl Subject for Poll {
@@ -421,6 +423,63 @@ mod tests {
                 next += 1;
             }
         }
+    }
+
+    /// What a turn that does not sleep brings.
+    fn at_once(poll: &mut Poll) -> Vec<Event> {
+        let mut events = Vec::new();
+        poll.wait(Some(Duration::ZERO), &mut events).unwrap();
+        events
+    }
+
+    fn is_only(events: &[Event], text: &[u8]) -> bool {
+        matches!(events, [Event::Datagrams(datagrams)] if payload(datagrams) == text)
+    }
+
+    /// A socket that was shut down is readable for ever, and has nothing to read.
+    #[test]
+    fn a_condition_that_no_receive_takes_away_costs_no_core() {
+        let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+        socket.connect("127.0.0.1:9").unwrap();
+        SockRef::from(&socket).shutdown(Shutdown::Both).unwrap();
+        let mut poll: Poll = of(&socket, &wake, 2);
+        let (start, mut events) = (Instant::now(), Vec::new());
+        while start.elapsed() < Duration::from_millis(350) {
+            poll.wait(Some(Duration::from_millis(50)), &mut events).unwrap();
+        }
+        assert!(events.is_empty() && poll.counters.polls < 25, "{events:?} {:?}", poll.counters);
+    }
+
+    #[test]
+    fn failures_with_receptions_between_them_are_no_reason_to_pause() {
+        let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (near_addr, far_addr) = (socket.local_addr().unwrap(), far.local_addr().unwrap());
+        drop(far);
+        socket.connect(far_addr).unwrap();
+        let mut poll: Poll = of(&socket, &wake, 2);
+        for _ in 0..8 {
+            // Nobody is there: the answer is ICMP.
+            socket.send(b"anybody?").unwrap();
+            let events = at_once(&mut poll);
+            assert!(matches!(events[..], [Event::Failed(_, libc::ECONNREFUSED)]), "{events:?}");
+            let far = UdpSocket::bind(far_addr).unwrap();
+            far.send_to(b"here", near_addr).unwrap();
+            assert!(is_only(&at_once(&mut poll), b"here"));
+        }
+    }
+
+    #[test]
+    fn a_new_socket_does_not_pause_for_the_old_ones_failures() {
+        let ((reader, mut writer), wake) = (io::pipe().unwrap(), wake());
+        io::Write::write_all(&mut writer, b"no socket").unwrap();
+        let fds = Fds { tun: None, v4: Some(reader.as_fd()), v6: None, wake: wake.as_fd() };
+        let mut poll = Poll::make(fds, 2, 2);
+        while !at_once(&mut poll).is_empty() {}
+        let new = receiver("127.0.0.1:0");
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"new", new.local_addr().unwrap()).unwrap();
+        poll.replace_udp(Family::V4, Some(new.as_fd())).unwrap();
+        assert!(is_only(&at_once(&mut poll), b"new"));
     }
 
     #[test]

@@ -204,8 +204,9 @@ pub(crate) fn goes_on_after_every_slot_was_held<S: Subject>() {
         }
         // all slots are out: nothing can come, and waiting sleeps instead of spinning
         let calls = |io: &S| io.counters().enters + io.counters().polls;
-        let (before, begin) = (calls(&io), Instant::now());
+        let (before, begin, sleeps) = (calls(&io), Instant::now(), io.counters().sleeps);
         assert!(quiet(&mut io).is_empty());
+        assert_eq!(io.counters().sleeps - sleeps, 5);
         assert!(calls(&io) - before <= 6 && begin.elapsed() >= Duration::from_millis(30));
         let mut check = |event: Event| {
             let Event::Datagrams(datagrams) = event else { panic!("{event:?}") };
@@ -409,6 +410,16 @@ pub(crate) fn a_failing_receive_pauses_instead_of_spinning<S: Subject>() {
         events.iter().all(|event| matches!(event, Event::Failed(Target::Udp(Family::V4), libc::ENOTSOCK)))
     );
     assert!((5..=9).contains(&events.len()), "{}", events.len());
+    // A long wait ends with the pause, a short one within it.
+    let (start, mut seen) = (Instant::now(), events.len());
+    while events.len() == seen {
+        io.wait(Some(10 * SECOND), &mut events).unwrap();
+    }
+    assert!(start.elapsed() < 2 * SECOND);
+    seen = events.len();
+    io.wait(Some(Duration::from_millis(5)), &mut events).unwrap();
+    io.wait(Some(Duration::ZERO), &mut events).unwrap();
+    assert_eq!(events.len(), seen);
 }
 
 /// A TUN device with virtio headers, up, 100.64.0.1/24.
@@ -501,7 +512,14 @@ pub(crate) fn reads_pauses_and_ends<S: Subject>(make: impl Fn(Fds<'_>) -> S) {
     let until = expected + 1;
     next_number(&mut io, &mut expected, until);
 
+    // gone while reads are off: nobody who does not read is told
+    io.read_tun(false);
+    assert!(quiet(&mut io).is_empty());
     ip("link del rwt0");
+    io.arm_writable(Target::Tun);
+    wait_for(&mut io, |event| matches!(event, Event::Writable(Target::Tun)));
+    assert!(quiet(&mut io).is_empty());
+    io.read_tun(true);
     wait_for(&mut io, |event| matches!(event, Event::Failed(Target::Tun, libc::EBADFD)));
     assert!(quiet(&mut io).is_empty(), "not armed again");
 }

@@ -142,12 +142,13 @@ mod tests {
 
     #[test]
     fn everything_else_is_left_alone() {
-        let options: [&[u8]; 7] = [
+        let options: [&[u8]; 8] = [
             &[],
             &[2, 4, 5, 0x64],                 // 1380 fits
             &[2, 3, 0xff, 0xff],              // not its length
             &[0, 0, 0, 0, 2, 4, 0xff, 0xff],  // behind the end of the list
             &[5, 0, 0, 0, 2, 4, 0xff, 0xff],  // behind an option without a length
+            &[5, 1, 2, 4, 0xff, 0xff, 0, 0],  // behind one that is shorter than its own two bytes
             &[5, 40, 0, 0, 2, 4, 0xff, 0xff], // behind an option that is longer than the header
             &[1, 1, 1, 2],                    // cut off by the end of the header
         ];
@@ -169,18 +170,24 @@ mod tests {
         // An MTU that leaves no room at all.
         assert!(!clamped(&mut syn(false, tcp::SYN, &large), 40));
         assert!(clamped(&mut syn(false, tcp::SYN, &large), 41));
-        assert!(!clamped(&mut syn(false, tcp::SYN, &large), u32::MAX));
+        // One that leaves more than a segment size can say.
+        assert!(!clamped(&mut syn(false, tcp::SYN, &large), 65_536 + 140));
     }
 
     #[test]
     fn a_syn_behind_extension_headers_is_found() {
-        let inner = syn(true, tcp::SYN, &mss(9000));
-        let mut packet = inner[..40].to_vec();
-        packet.extend([ip::TCP, 0, 1, 4, 0, 0, 0, 0]);
-        packet.extend(&inner[40..]);
-        packet[6] = 60;
-        let length = (packet.len() - 40) as u16;
-        packet[4..6].copy_from_slice(&length.to_be_bytes());
+        let behind = |flags| {
+            let inner = syn(true, flags, &mss(9000));
+            let mut packet = inner[..40].to_vec();
+            packet.extend([ip::TCP, 0, 1, 4, 0, 0, 0, 0]);
+            packet.extend(&inner[40..]);
+            packet[6] = 60;
+            let length = (packet.len() - 40) as u16;
+            packet[4..6].copy_from_slice(&length.to_be_bytes());
+            (packet, length)
+        };
+        assert!(!clamped(&mut behind(tcp::ACK).0, 1420), "no SYN");
+        let (mut packet, length) = behind(tcp::SYN);
         assert!(clamped(&mut packet, 1420));
         packet.drain(40..48);
         packet[6] = ip::TCP;

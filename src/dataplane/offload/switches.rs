@@ -154,12 +154,25 @@ mod tests {
 
     #[test]
     fn each_switch_is_its_own() {
-        let switches = Switches::new(Offload { udp_send: false, ..Offload::default() }, true);
-        for switch in Switch::ALL {
-            let expected = (switch == Switch::UdpSend).then_some(Reason::Operator);
-            assert_eq!(switches.now().reason(switch), expected, "{switch:?}");
-            assert_eq!(switches.now().is_on(switch), expected.is_none());
+        for off in Switch::ALL {
+            let on = |switch| switch != off;
+            let offload = Offload {
+                tun_read: on(Switch::TunRead),
+                tun_write: on(Switch::TunWrite),
+                udp_send: on(Switch::UdpSend),
+                udp_receive: on(Switch::UdpReceive),
+            };
+            let states = Switches::new(offload, on(Switch::MssClamp)).now();
+            for switch in Switch::ALL {
+                let expected = (switch == off).then_some(Reason::Operator);
+                assert_eq!(
+                    (states.reason(switch), states.is_on(switch)),
+                    (expected, on(switch)),
+                    "{switch:?}"
+                );
+            }
         }
+        let switches = Switches::default();
         for reason in Reason::ALL {
             for switch in Switch::ALL {
                 let before = switches.now();
@@ -169,11 +182,6 @@ mod tests {
                 assert_eq!(switches.now(), before);
             }
         }
-        let off = Switches::new(
-            Offload { tun_read: false, tun_write: false, udp_send: false, udp_receive: false },
-            false,
-        );
-        assert!(Switch::ALL.into_iter().all(|switch| !off.now().is_on(switch)));
     }
 
     #[test]

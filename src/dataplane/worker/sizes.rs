@@ -43,6 +43,9 @@ fn a_syn_is_clamped_both_ways_and_others_are_not() {
             bench.read(&spec.read(0));
             bench.turn();
             assert_eq!(size(&remote.keys.open(&bench.sent(&remote, 1)[0]).1), 1460, "switched off");
+            let datagram = remote.keys.seal(&syn(v6, (2, 1), flags).packet());
+            bench.deliver(datagram, remote.endpoint());
+            assert_eq!(size(&drain(&bench.tun)[0][10..]), 1460, "switched off");
         }
     }
     let mut bench = Bench::wire();

@@ -35,6 +35,43 @@ async fn digest_reports_what_differs() {
 }
 
 #[tokio::test]
+async fn a_route_is_a_new_way_once_for_each_link_and_family() {
+    use netlink_packet_route::route::RouteNextHop;
+    let mut watch = LinkWatch::open(7).unwrap();
+    let mut tell = |kind, table, family, attributes| {
+        let mut route = RouteMessage::default();
+        (route.header.kind, route.header.table, route.header.address_family) = (kind, table, family);
+        route.attributes = attributes;
+        let told = RouteNetlinkMessage::NewRoute(route);
+        assert_eq!(watch.digest(NetlinkPayload::InnerMessage(told)), None);
+        assert!(mem::take(&mut watch.routes_changed));
+        mem::take(&mut watch.new_way)
+    };
+    let (unicast, main) = (RouteType::Unicast, RouteHeader::RT_TABLE_MAIN);
+    let (v4, v6) = (AddressFamily::Inet, AddressFamily::Inet6);
+    let over = |index| vec![RouteAttribute::Oif(index)];
+    for (family, index, new) in [(v4, 3, true), (v4, 3, false), (v6, 3, true), (v6, 3, false), (v4, 4, true)]
+    {
+        assert_eq!(tell(unicast, main, family, over(index)), new, "{family:?} {index}");
+    }
+    assert!(!tell(unicast, main, v4, over(7)), "the watched link");
+    assert!(!tell(RouteType::Local, main, v4, over(5)) && !tell(unicast, 255, v4, over(5)));
+    assert!(tell(unicast, main, v4, Vec::new()), "a next hop of its own");
+    let hops = |indices: &[u32]| {
+        let hop = |index: &u32| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = *index;
+            hop
+        };
+        vec![RouteAttribute::MultiPath(indices.iter().map(hop).collect())]
+    };
+    assert!(!tell(unicast, main, v4, hops(&[3, 4])) && tell(unicast, main, v4, hops(&[3, 5])));
+    // A link that changes is looked at again.
+    watch.digest(new_link(notice(3, true, None)));
+    assert!(watch.new_way && !watch.ways.contains(&(3, true)) && watch.ways.contains(&(4, true)));
+}
+
+#[tokio::test]
 async fn loopback_has_a_state_and_strangers_have_none() {
     let mut watch = LinkWatch::open(1).unwrap();
     assert!(watch.state().await.unwrap().mtu >= 1280);
@@ -44,6 +81,7 @@ async fn loopback_has_a_state_and_strangers_have_none() {
 
 #[tokio::test]
 async fn changes_of_routes_are_reported_together() {
+    const CHANGED: LinkEvent = LinkEvent::RoutesChanged { new_way: true };
     let mut watch = LinkWatch::open(4_000_000).unwrap();
     let (messages, notices) = tokio::sync::mpsc::unbounded_channel();
     let stream = futures_util::stream::unfold(notices, |mut notices| async {
@@ -58,15 +96,15 @@ async fn changes_of_routes_are_reported_together() {
     };
     let start = Instant::now();
     send();
-    assert_eq!(watch.next().await.unwrap(), LinkEvent::RoutesChanged);
+    assert_eq!(watch.next().await.unwrap(), CHANGED);
     assert!(start.elapsed() < ROUTES_PAUSE, "the first at once");
     (0..1000).for_each(|_| send());
-    assert_eq!(watch.next().await.unwrap(), LinkEvent::RoutesChanged);
+    assert_eq!(watch.next().await.unwrap(), CHANGED);
     assert!(start.elapsed() >= ROUTES_PAUSE, "the next after the pause");
     // A thousand notices were two events at most.
     let mut more = 0;
     while let Ok(event) = tokio::time::timeout(2 * ROUTES_PAUSE, watch.next()).await {
-        assert_eq!(event.unwrap(), LinkEvent::RoutesChanged);
+        assert_eq!(event.unwrap(), CHANGED);
         more += 1;
     }
     assert!(more <= 1, "{more}");
@@ -122,13 +160,20 @@ async fn namespace_inside() {
     watch.set_mtu(1350).await.unwrap();
     wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1350 })).await;
 
-    for command in
-        ["addr add 198.18.0.1/24 dev rw0", "route add 198.19.0.0/24 dev rw0", "rule add fwmark 7 table 7"]
-    {
+    ip("link add other type veth peer name rehto");
+    for (command, new_way) in [
+        ("addr add 198.18.0.1/24 dev rw0", false),
+        ("route add 198.19.0.0/24 dev rw0", false),
+        ("rule add fwmark 7 table 7", false),
+        ("link set other up", true),
+        ("link set rehto up", true),
+        ("addr add 198.18.1.1/24 dev other", true),
+        ("route add 198.19.1.0/24 dev other", false),
+    ] {
         tokio::time::sleep(2 * ROUTES_PAUSE).await;
         while tokio::time::timeout(2 * ROUTES_PAUSE, watch.next()).await.is_ok() {}
         ip(command);
-        wait_for(&mut watch, LinkEvent::RoutesChanged).await;
+        wait_for(&mut watch, LinkEvent::RoutesChanged { new_way }).await;
     }
     ip("link del rw0");
     wait_for(&mut watch, LinkEvent::Left).await;

@@ -1,23 +1,40 @@
-//! Forward chains of others that would drop what clients send or get: Docker's, firewalld's, ufw's, or a host's own.
+//! Chains of others that would drop what clients send or get: Docker's, firewalld's, ufw's, or a host's own.
 //!
 //! In nftables a packet must pass every chain of its hook, so an accept of ours saves nobody from another's drop. Each
-//! foreign chain is followed for two packets: a client's first one, in by the tunnel, and an answer, out by it. A rule
-//! with a condition that is neither an interface nor a state of the connection counts as not matching.
+//! foreign chain at the forward and the input hook is followed for every packet that a gateway depends on (`follow`).
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::process::Command;
 
-use serde_json::Value;
+use super::{MannersError, Service, Transport, nft};
 
-use super::{MannersError, nft};
+mod follow;
 
-/// Longest chain of jumps that nftables allows (`NFT_JUMP_STACK_SIZE`).
-const JUMPS: usize = 16;
+/// What a gateway depends on.
+#[derive(Clone, Debug)]
+pub struct Needs<'a> {
+    /// The TUN device.
+    pub interface: &'a str,
+    /// Clients are forwarded.
+    pub forward: bool,
+    /// The UDP port of the outer sockets, if it is known.
+    pub listen_port: Option<u16>,
+    /// What clients may use on the host itself.
+    pub services: &'a [Service],
+}
 
-/// A forward chain of somebody else that drops the clients' packets.
+/// What others do to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The chains that drop what is needed.
+    pub drops: Vec<ForeignDrop>,
+    /// Rules that could not be read, and why, in a sentence.
+    pub unread: Option<String>,
+}
+
+/// A chain of somebody else that drops what a gateway depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignDrop {
     /// `ip`, `ip6` or `inet`.
@@ -28,11 +45,22 @@ pub struct ForeignDrop {
     pub chain: String,
     /// Who wrote it, as far as its names tell.
     pub manager: Manager,
-    /// Packets of clients are dropped.
-    pub from_clients: bool,
-    /// Packets to clients are dropped.
-    pub to_clients: bool,
+    /// What it drops, of one hook: something at least.
+    pub dropped: Vec<Dropped>,
     interface: String,
+}
+
+/// Packets that somebody drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// What clients send to be forwarded.
+    FromClients,
+    /// What is forwarded to clients.
+    ToClients,
+    /// Datagrams to the listen port.
+    Tunnel(u16),
+    /// What clients send to a service of the host.
+    Service(Service),
 }
 
 /// Whose rules they are.
@@ -52,46 +80,111 @@ pub enum Manager {
     Nftables,
 }
 
+impl Needs<'_> {
+    /// All that could be dropped.
+    fn all(&self) -> Vec<Dropped> {
+        let forwarded: &[_] = if self.forward { &[Dropped::FromClients, Dropped::ToClients] } else { &[] };
+        let services = self.services.iter().copied().map(Dropped::Service);
+        forwarded.iter().copied().chain(self.listen_port.map(Dropped::Tunnel)).chain(services).collect()
+    }
+}
+
+impl Dropped {
+    /// Whether it is dropped on its way through the host, and not into it.
+    fn is_forwarded(self) -> bool {
+        matches!(self, Self::FromClients | Self::ToClients)
+    }
+}
+
 impl ForeignDrop {
-    /// The commands that let the clients' packets pass.
+    /// The commands that let the packets pass.
     #[must_use]
     pub fn remedy(&self) -> Vec<String> {
-        let Self { family, table, chain, interface, .. } = self;
-        if self.manager == Manager::Firewalld {
-            return vec![format!("firewall-cmd --permanent --zone=trusted --add-interface={interface}")];
-        }
-        let iptables = if family == "ip6" { "ip6tables" } else { "iptables" };
-        let rule = |inbound: bool| {
-            let (flag, key) = if inbound { ("-i", "iifname") } else { ("-o", "oifname") };
-            match self.manager {
-                Manager::Docker => format!("{iptables} -I DOCKER-USER {flag} {interface} -j ACCEPT"),
-                Manager::Iptables => format!("{iptables} -I {chain} {flag} {interface} -j ACCEPT"),
-                Manager::IptablesLegacy => {
-                    format!("{iptables}-legacy -I {chain} {flag} {interface} -j ACCEPT")
-                }
-                Manager::Ufw => {
-                    format!("ufw route allow {} on {interface}", if inbound { "in" } else { "out" })
-                }
-                Manager::Nftables | Manager::Firewalld => {
-                    format!("nft insert rule {family} {table} {chain} {key} '\"{interface}\"' accept")
-                }
-            }
-        };
-        let ways = [(self.from_clients, true), (self.to_clients, false)];
-        ways.into_iter().filter(|(dropped, _)| *dropped).map(|(_, inbound)| rule(inbound)).collect()
+        let mut commands: Vec<String> = self.dropped.iter().map(|dropped| self.command(*dropped)).collect();
+        // firewalld's is the same for much of it.
+        commands.dedup();
+        commands
     }
+
+    fn command(&self, dropped: Dropped) -> String {
+        let Self { family, table, chain, interface, manager, .. } = self;
+        let iptables = if family == "ip6" { "ip6tables" } else { "iptables" };
+        let legacy = if *manager == Manager::IptablesLegacy { "-legacy" } else { "" };
+        match (manager, dropped) {
+            (Manager::Firewalld, Dropped::Tunnel(port)) => {
+                format!("firewall-cmd --permanent --add-port={port}/udp")
+            }
+            (Manager::Firewalld, _) => {
+                format!("firewall-cmd --permanent --zone=trusted --add-interface={interface}")
+            }
+            (Manager::Ufw, Dropped::FromClients) => format!("ufw route allow in on {interface}"),
+            (Manager::Ufw, Dropped::ToClients) => format!("ufw route allow out on {interface}"),
+            (Manager::Ufw, Dropped::Tunnel(port)) => format!("ufw allow {port}/udp"),
+            (Manager::Ufw, Dropped::Service(Service { transport, first, last })) => {
+                let ports = range(first, last, ':');
+                format!("ufw allow in on {interface} to any port {ports} proto {transport}")
+            }
+            (Manager::Nftables, _) => {
+                let which = match dropped {
+                    Dropped::FromClients => format!("iifname '\"{interface}\"'"),
+                    Dropped::ToClients => format!("oifname '\"{interface}\"'"),
+                    Dropped::Tunnel(port) => format!("udp dport {port}"),
+                    Dropped::Service(Service { transport, first, last }) => {
+                        format!("iifname '\"{interface}\"' {transport} dport {}", range(first, last, '-'))
+                    }
+                };
+                format!("nft insert rule {family} {table} {chain} {which} accept")
+            }
+            (Manager::Docker | Manager::Iptables | Manager::IptablesLegacy, _) => {
+                let docker = *manager == Manager::Docker && dropped.is_forwarded();
+                let chain = if docker { "DOCKER-USER" } else { chain };
+                format!("{iptables}{legacy} -I {chain} {} -j ACCEPT", iptables_match(dropped, interface))
+            }
+        }
+    }
+}
+
+/// What iptables calls these packets.
+fn iptables_match(dropped: Dropped, interface: &str) -> String {
+    match dropped {
+        Dropped::FromClients => format!("-i {interface}"),
+        Dropped::ToClients => format!("-o {interface}"),
+        Dropped::Tunnel(port) => format!("-p udp --dport {port}"),
+        Dropped::Service(Service { transport, first, last }) => {
+            format!("-i {interface} -p {transport} --dport {}", range(first, last, ':'))
+        }
+    }
+}
+
+fn range(first: u16, last: u16, between: char) -> String {
+    if first == last { first.to_string() } else { format!("{first}{between}{last}") }
 }
 
 impl fmt::Display for ForeignDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match (self.from_clients, self.to_clients) {
-            (true, false) => "packets from clients",
-            (false, true) => "packets to clients",
-            _ => "packets from and to clients",
-        };
-        let Self { family, table, chain, manager, .. } = self;
-        write!(f, "the forward chain {family} {table} {chain} ({manager}) drops {what}; to let them pass: ")?;
-        f.write_str(&self.remedy().join("; "))
+        let Self { family, table, chain, manager, dropped, .. } = self;
+        let hook = if dropped.iter().any(|dropped| dropped.is_forwarded()) { "forward" } else { "input" };
+        write!(f, "the {hook} chain {family} {table} {chain} ({manager}) drops ")?;
+        if dropped[..] == [Dropped::FromClients, Dropped::ToClients] {
+            f.write_str("packets from and to clients")?;
+        } else {
+            let what: Vec<String> = dropped.iter().map(ToString::to_string).collect();
+            f.write_str(&what.join(", "))?;
+        }
+        write!(f, "; to let them pass: {}", self.remedy().join("; "))
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FromClients => f.write_str("packets from clients"),
+            Self::ToClients => f.write_str("packets to clients"),
+            Self::Tunnel(port) => write!(f, "datagrams to the listen port {port}"),
+            Self::Service(Service { transport, first, last }) => {
+                write!(f, "clients' packets to the service {transport} {}", range(*first, *last, '-'))
+            }
+        }
     }
 }
 
@@ -108,223 +201,85 @@ impl fmt::Display for Manager {
     }
 }
 
-/// Reads the host's rules and finds the chains that drop what an interface's clients send or get. Runs nft, and the
-/// legacy iptables where the kernel holds tables of theirs; needs root.
+/// Reads the host's rules and finds the chains that drop what is needed. Runs nft, and the legacy iptables where the
+/// kernel holds tables of theirs; needs root, and for the latter CAP_NET_RAW.
 ///
 /// # Errors
-/// Those of the programs.
-pub fn forward_drops(interface: &str) -> Result<Vec<ForeignDrop>, MannersError> {
+/// Those of nft. Legacy rules that cannot be read are no error, but said in [`Found::unread`].
+pub fn look(needs: &Needs<'_>) -> Result<Found, MannersError> {
     let said = nft::run(&["-j", "list", "ruleset"], "")?;
     let ruleset = serde_json::from_slice(&said)
         .map_err(|error| MannersError::Nft(format!("cannot read `nft -j list ruleset`: {error}")))?;
-    let mut drops = in_ruleset(&ruleset, interface);
+    let mut found = Found { drops: follow::in_ruleset(&ruleset, needs), unread: None };
     for (family, names, program) in [
         ("ip", "/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
         ("ip6", "/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
     ] {
-        // Without such tables the program would load them.
-        if fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter")) {
-            drops.extend(legacy(family, &rules_of(program)?, interface));
+        let rules = match fs::read_to_string(names) {
+            // Without such tables the program would load them.
+            Ok(names) if !names.lines().any(|name| name == "filter") => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Ok(_) => rules_of(program),
+            Err(error) => Err(error.to_string()),
+        };
+        match rules {
+            Ok(rules) => found.drops.extend(legacy(family, &rules, needs)),
+            Err(why) => {
+                let unread =
+                    || format!("the rules of legacy iptables cannot be read ({why}): see `{program} -S`");
+                found.unread.get_or_insert_with(unread);
+            }
         }
     }
-    Ok(drops)
+    Ok(found)
 }
 
-fn rules_of(program: &str) -> Result<String, MannersError> {
-    match Command::new(program).args(["-S", "FORWARD"]).output() {
-        Ok(output) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(MannersError::Nft(format!("{program}: {error}"))),
+/// What a legacy program prints, or why it does not.
+fn rules_of(program: &str) -> Result<String, String> {
+    match Command::new(program).arg("-S").output() {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(said.lines().next().unwrap_or("it failed and did not say why").trim().to_owned())
+        }
+        Err(error) => Err(error.to_string()),
     }
 }
 
-/// The policy of the legacy chain, and whether a rule with no other condition accepts the tunnel.
-fn legacy(family: &str, rules: &str, interface: &str) -> Option<ForeignDrop> {
-    let accepts = |flag: &str| {
-        let accept = format!("-A FORWARD {flag} {interface} -j ACCEPT");
-        rules.lines().any(|line| line == accept)
+/// The legacy chains whose policy is to drop, and in which no rule for just these packets accepts them.
+fn legacy(family: &str, rules: &str, needs: &Needs<'_>) -> Vec<ForeignDrop> {
+    let accepts = |chain: &str, dropped: Dropped| {
+        // `-S` names the module of a port's match.
+        let port =
+            |text: String| text.replacen(" --dport", &format!(" -m {} --dport", transport(dropped)), 1);
+        let all = format!("-A {chain} {} -j ACCEPT", port(iptables_match(dropped, needs.interface)));
+        let interface = format!("-A {chain} -i {} -j ACCEPT", needs.interface);
+        let whole = matches!(dropped, Dropped::Service(_));
+        rules.lines().any(|line| line == all || whole && line == interface)
     };
-    let (from_clients, to_clients) = (!accepts("-i"), !accepts("-o"));
-    let drops = rules.lines().any(|line| line == "-P FORWARD DROP") && (from_clients || to_clients);
-    drops.then(|| ForeignDrop {
-        family: family.to_owned(),
-        table: "filter".to_owned(),
-        chain: "FORWARD".to_owned(),
-        manager: Manager::IptablesLegacy,
-        from_clients,
-        to_clients,
-        interface: interface.to_owned(),
-    })
+    let chains = [("FORWARD", true), ("INPUT", false)].into_iter().filter_map(|(chain, forwarded)| {
+        if !rules.lines().any(|line| line == format!("-P {chain} DROP")) {
+            return None;
+        }
+        let mut dropped = needs.all();
+        dropped.retain(|dropped| dropped.is_forwarded() == forwarded && !accepts(chain, *dropped));
+        (!dropped.is_empty()).then(|| ForeignDrop {
+            family: family.to_owned(),
+            table: "filter".to_owned(),
+            chain: chain.to_owned(),
+            manager: Manager::IptablesLegacy,
+            dropped,
+            interface: needs.interface.to_owned(),
+        })
+    });
+    chains.collect()
 }
 
-/// As [`forward_drops`], in what `nft -j list ruleset` printed.
-fn in_ruleset(ruleset: &Value, interface: &str) -> Vec<ForeignDrop> {
-    let objects = ruleset["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut tables: HashMap<(&str, &str), Table<'_>> = HashMap::new();
-    let mut bases = Vec::new();
-    for object in objects {
-        if let Some((id, name)) = place(&object["chain"], "name") {
-            tables.entry(id).or_default().0.entry(name).or_default();
-            let chain = &object["chain"];
-            if chain["hook"] == "forward" && chain["type"] == "filter" {
-                bases.push((id, name, chain["policy"] == "drop"));
-            }
-        } else if let Some((id, chain)) = place(&object["rule"], "chain") {
-            let table = tables.entry(id).or_default();
-            table.0.entry(chain).or_default().push(&object["rule"]["expr"]);
-        }
-    }
-    let mut drops = Vec::new();
-    for ((family, name), chain, policy) in bases {
-        let Some(table) = tables.get(&(family, name)).filter(|_| !name.starts_with(nft::PREFIX)) else {
-            continue;
-        };
-        let dropped = |inbound| match table.follow(chain, Packet { interface, inbound }, JUMPS) {
-            Some(Fate::Drop) => true,
-            Some(Fate::Accept) => false,
-            Some(Fate::Return) | None => policy,
-        };
-        let (from_clients, to_clients) = (dropped(true), dropped(false));
-        if from_clients || to_clients {
-            drops.push(ForeignDrop {
-                family: family.to_owned(),
-                table: name.to_owned(),
-                chain: chain.to_owned(),
-                manager: table.manager(name, chain),
-                from_clients,
-                to_clients,
-                interface: interface.to_owned(),
-            });
-        }
-    }
-    drops
-}
-
-/// Family and table of an object, and its name or its chain.
-fn place<'a>(object: &'a Value, key: &str) -> Option<((&'a str, &'a str), &'a str)> {
-    let text = |key: &str| object[key].as_str();
-    Some(((text("family")?, text("table")?), text(key)?))
-}
-
-/// The rules of a table's chains.
-#[derive(Default)]
-struct Table<'a>(HashMap<&'a str, Vec<&'a Value>>);
-
-/// One of the two packets that are followed.
-#[derive(Clone, Copy)]
-struct Packet<'a> {
-    interface: &'a str,
-    /// In by the tunnel, of a new connection; else out by it, of an established one.
-    inbound: bool,
-}
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Accept,
-    Drop,
-    Return,
-}
-
-impl Table<'_> {
-    fn manager(&self, table: &str, chain: &str) -> Manager {
-        let has = |begin: &str| self.0.keys().any(|name| name.starts_with(begin));
-        if table == "firewalld" {
-            Manager::Firewalld
-        } else if has("ufw-") || has("ufw6-") {
-            Manager::Ufw
-        } else if has("DOCKER-USER") {
-            Manager::Docker
-        } else if table == "filter" && chain == "FORWARD" {
-            Manager::Iptables
-        } else {
-            Manager::Nftables
-        }
-    }
-
-    /// What a chain does with a packet; `None` if it comes to its end.
-    fn follow(&self, chain: &str, packet: Packet<'_>, jumps: usize) -> Option<Fate> {
-        self.0.get(chain)?.iter().find_map(|rule| self.rule(rule, packet, jumps))
-    }
-
-    /// What a rule does; `None` if the next one is to be asked.
-    fn rule(&self, rule: &Value, packet: Packet<'_>, jumps: usize) -> Option<Fate> {
-        for expression in rule.as_array()? {
-            let (kind, value) = expression.as_object()?.iter().next()?;
-            match kind.as_str() {
-                "match" => packet.matches(value).filter(|matches| *matches)?,
-                "vmap" => {
-                    let verdict = packet.mapped(value)?;
-                    return self.verdict(verdict, packet, jumps);
-                }
-                // They look, or count, and let pass.
-                "counter" | "log" | "comment" => continue,
-                _ => return self.verdict(expression, packet, jumps),
-            };
-        }
-        None
-    }
-
-    fn verdict(&self, verdict: &Value, packet: Packet<'_>, jumps: usize) -> Option<Fate> {
-        let (kind, value) = verdict.as_object()?.iter().next()?;
-        match kind.as_str() {
-            "accept" => Some(Fate::Accept),
-            "drop" | "reject" => Some(Fate::Drop),
-            "return" => Some(Fate::Return),
-            // A target of iptables without a native form.
-            "xt" if matches!(value["name"].as_str(), Some("REJECT" | "DROP")) => Some(Fate::Drop),
-            "jump" | "goto" => {
-                let fate = self.follow(value["target"].as_str()?, packet, jumps.checked_sub(1)?);
-                match fate {
-                    Some(Fate::Return) | None => (kind == "goto").then_some(Fate::Return),
-                    decided => decided,
-                }
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Packet<'_> {
-    /// Whether a condition holds; `None` if that cannot be told.
-    fn matches(self, condition: &Value) -> Option<bool> {
-        let right = &condition["right"];
-        let values = match right {
-            Value::String(_) => std::slice::from_ref(right),
-            Value::Array(list) => list,
-            _ => right["set"].as_array()?,
-        };
-        let holds = self.is_one_of(&condition["left"], values.iter())?;
-        Some(holds != (condition["op"] == "!="))
-    }
-
-    /// The verdict that a map holds for this packet.
-    fn mapped(self, map: &Value) -> Option<&Value> {
-        let entries = map["data"]["set"].as_array()?;
-        let hit = |entry: &&Value| self.is_one_of(&map["key"], entry.get(0).into_iter()) == Some(true);
-        entries.iter().find(hit)?.get(1)
-    }
-
-    /// Whether the packet's value of `key` is among these.
-    fn is_one_of<'a>(self, key: &Value, mut values: impl Iterator<Item = &'a Value>) -> Option<bool> {
-        if key["ct"]["key"] == "state" {
-            let state = if self.inbound { "new" } else { "established" };
-            return Some(values.any(|value| value == state));
-        }
-        let tunnel = match key["meta"]["key"].as_str()? {
-            "iif" | "iifname" => self.inbound,
-            "oif" | "oifname" => !self.inbound,
-            _ => return None,
-        };
-        // At its other end the packet has some other interface: only a pattern for all matches it.
-        let matches = |value: &Value| {
-            value.as_str().is_some_and(|pattern| match pattern.strip_suffix('*') {
-                Some(begin) if tunnel => self.interface.starts_with(begin),
-                Some(begin) => begin.is_empty(),
-                None => tunnel && pattern == self.interface,
-            })
-        };
-        Some(values.any(matches))
+/// The protocol of what comes in at a port.
+fn transport(dropped: Dropped) -> Transport {
+    match dropped {
+        Dropped::Service(service) => service.transport,
+        _ => Transport::Udp,
     }
 }
 

@@ -6,11 +6,17 @@ use std::process::{Command, Stdio};
 
 use rtnetlink::sys::Socket;
 
-use super::{HostRules, MannersError, Service, Transport};
+use super::{Forward, HostRules, MannersError, Service, Transport};
 use crate::types::Prefix;
 
 /// How the name of each gateway's table begins.
 pub(super) const PREFIX: &str = "ringway_";
+/// The set that holds the listen port.
+const LISTEN: &str = "listen";
+/// The sets that hold UDP while what is masqueraded takes its ports from one half of its range only.
+const LOWER: &str = "lower";
+/// As [`LOWER`].
+const UPPER: &str = "upper";
 /// Where nft is if the environment names no directory that holds it.
 const NFT: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
@@ -28,28 +34,28 @@ pub(super) fn table_name(interface: &str) -> String {
 }
 
 /// The whole table as one transaction that replaces one of that name. The tunnel is named by its index: a name could
-/// hold what nft reads as a pattern.
+/// hold what nft reads as a pattern; protocols by their numbers: not every container has /etc/protocols. What depends
+/// on the listen port is in sets, which [`Tables::listen_on`] fills.
 pub(super) fn ruleset(rules: &HostRules, tunnel: u32) -> String {
-    let (table, port) = (table_name(rules.interface.as_str()), rules.listen_port);
-    let forward = if rules.client_to_client {
-        String::new()
-    } else {
-        format!("iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"\n")
-    };
+    let table = table_name(rules.interface.as_str());
+    let forward = forward(rules, tunnel);
     let (outer, nat, services) = (outer(rules, tunnel), nat(rules, tunnel), services(&rules.services));
     format!(
         r#"add table inet {table}
 delete table inet {table}
 table inet {table} {{
+set {LISTEN} {{ type inet_service; }}
+set {LOWER} {{ type inet_proto; }}
+set {UPPER} {{ type inet_proto; }}
 chain before {{
 type filter hook prerouting priority raw; policy accept;
-iif {tunnel} udp dport {port} fib daddr type local counter drop comment "the tunnel inside itself"
-{outer}udp dport {port} fib daddr type local notrack comment "no client's connection may claim these"
+iif {tunnel} udp dport @{LISTEN} fib daddr type local counter drop comment "the tunnel inside itself"
+{outer}udp dport @{LISTEN} fib daddr type local notrack comment "no client's connection may claim these"
 }}
 chain sent {{
 type filter hook output priority raw; policy accept;
-oif {tunnel} udp sport {port} counter drop comment "the tunnel inside itself"
-udp sport {port} notrack comment "no client's connection may claim these"
+oif {tunnel} udp sport @{LISTEN} counter drop comment "the tunnel inside itself"
+udp sport @{LISTEN} notrack comment "no client's connection may claim these"
 }}
 chain host {{
 type filter hook input priority filter; policy accept;
@@ -57,7 +63,7 @@ iif {tunnel} jump clients
 }}
 chain clients {{
 ct state established accept
-meta l4proto {{ icmp, ipv6-icmp }} accept
+meta l4proto {{ 1, 58 }} accept comment "ICMP"
 {services}counter drop comment "not in services"
 }}
 chain between {{
@@ -68,14 +74,33 @@ type filter hook forward priority filter; policy accept;
     )
 }
 
+/// What does not pass between the tunnel and another interface, or itself.
+fn forward(rules: &HostRules, tunnel: u32) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    if !rules.client_to_client {
+        let _ = writeln!(text, "iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"");
+    }
+    if let Forward::To(names) = &rules.forward {
+        let names = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(
+            text,
+            "iif {tunnel} oif != {tunnel} oifname != {{ {names} }} counter drop comment \"to none of interfaces\""
+        );
+        let _ = writeln!(
+            text,
+            "oif {tunnel} iif != {tunnel} iifname != {{ {names} }} counter drop comment \"from none of interfaces\""
+        );
+    }
+    text
+}
+
 /// Under an address that is not the host's own the gateway may be known as well.
 fn outer(rules: &HostRules, tunnel: u32) -> String {
-    let port = rules.listen_port;
     let mut text = String::new();
     for address in &rules.outer {
         let family = if address.is_ipv4() { "ip" } else { "ip6" };
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "iif {tunnel} {family} daddr {address} udp dport {port} counter drop");
+        let _ = writeln!(text, "iif {tunnel} {family} daddr {address} udp dport @{LISTEN} counter drop");
     }
     text
 }
@@ -83,10 +108,6 @@ fn outer(rules: &HostRules, tunnel: u32) -> String {
 fn services(services: &[Service]) -> String {
     let mut text = String::new();
     for Service { transport, first, last } in services {
-        let transport = match transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
         let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let _ = writeln!(text, "{transport} dport {ports} accept");
     }
@@ -94,12 +115,15 @@ fn services(services: &[Service]) -> String {
 }
 
 /// Masquerading. Its UDP ports leave the listen port out: a flow with that source port would claim the datagrams of
-/// the tunnel with the same far end.
+/// the tunnel with the same far end. They are the larger range beside the port of the start, or half of that.
 fn nat(rules: &HostRules, tunnel: u32) -> String {
     if !rules.masquerade {
         return String::new();
     }
+    let udp = Transport::Udp.number();
     let (first, last) = ports_without(rules.listen_port);
+    let upper = middle((first, last));
+    let below = upper - 1;
     let mut text = "chain leaving {\ntype nat hook postrouting priority srcnat; policy accept;\n".to_owned();
     for (family, v4) in [("ip", true), ("ip6", false)] {
         let ranges = outermost(rules.clients.iter().filter(|range| range.addr().is_ipv4() == v4));
@@ -108,7 +132,11 @@ fn nat(rules: &HostRules, tunnel: u32) -> String {
         }
         let ranges = ranges.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
         let from = format!("iif {tunnel} oif != {tunnel} {family} saddr {{ {ranges} }}");
-        let _ = writeln!(text, "{from} meta l4proto udp masquerade to :{first}-{last}");
+        let _ =
+            writeln!(text, "{from} meta l4proto {udp} meta l4proto @{LOWER} masquerade to :{first}-{below}");
+        let _ =
+            writeln!(text, "{from} meta l4proto {udp} meta l4proto @{UPPER} masquerade to :{upper}-{last}");
+        let _ = writeln!(text, "{from} meta l4proto {udp} masquerade to :{first}-{last}");
         let _ = writeln!(text, "{from} masquerade");
     }
     text.push_str("}\n");
@@ -125,6 +153,18 @@ fn ports_without(port: u16) -> (u16, u16) {
     } else {
         (port + 1, u16::MAX)
     }
+}
+
+/// The first port of the upper half of a range.
+fn middle((first, last): (u16, u16)) -> u16 {
+    first.midpoint(last) + 1
+}
+
+/// The half without `port` of the range that rules for the listen port `before` masquerade to, if `port` is in it.
+fn half(before: u16, port: u16) -> Option<&'static str> {
+    let (first, last) = ports_without(before);
+    let inside = (first..=last).contains(&port);
+    inside.then(|| if port < middle((first, last)) { UPPER } else { LOWER })
 }
 
 /// Without those that lie within another: nft refuses overlapping intervals.
@@ -165,9 +205,9 @@ pub(super) fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, MannersErr
     Err(MannersError::Nft(said.lines().next().unwrap_or("nft failed and did not say why").trim().to_owned()))
 }
 
-/// Deletes tables over a netlink socket that was opened while that was permitted.
+/// Changes and deletes tables over a netlink socket that was opened while that was permitted.
 #[derive(Debug)]
-pub(super) struct Remover(Socket);
+pub(super) struct Tables(Socket);
 
 /// `NETLINK_NETFILTER` of linux/netlink.h.
 const NETFILTER: isize = 12;
@@ -179,22 +219,38 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFT_MSG_DELTABLE` of linux/netfilter/nf_tables.h, in its subsystem.
 const DELETE_TABLE: u16 = NFTABLES << 8 | 2;
-/// `NFTA_TABLE_NAME`.
+/// `NFT_MSG_NEWSETELEM`.
+const NEW_ELEMENTS: u16 = NFTABLES << 8 | 12;
+/// `NFT_MSG_DELSETELEM`.
+const DELETE_ELEMENTS: u16 = NFTABLES << 8 | 14;
+/// `NFTA_TABLE_NAME`, and of a list of elements `NFTA_SET_ELEM_LIST_TABLE`.
 const TABLE_NAME: u16 = 1;
+/// `NFTA_SET_ELEM_LIST_SET`.
+const SET_NAME: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS` with `NLA_F_NESTED`.
+const ELEMENTS: u16 = 0x8003;
+/// `NFTA_LIST_ELEM`, in it `NFTA_SET_ELEM_KEY`: both the first of their kind, and nested.
+const FIRST_NESTED: u16 = 0x8001;
+/// `NFTA_DATA_VALUE`.
+const VALUE: u16 = 1;
 /// `NFPROTO_INET` of linux/netfilter.h.
 const INET: u8 = 1;
 /// `NLM_F_REQUEST` of linux/netlink.h.
 const REQUEST: u16 = 1;
 /// `NLM_F_ACK`.
 const ACK: u16 = 4;
+/// `NLM_F_CREATE`.
+const CREATE: u16 = 0x400;
 /// `NLMSG_ERROR`: also the acknowledgement, with 0.
 const ERROR: u16 = 2;
 /// Size of a netlink header (`nlmsghdr`), bytes.
 const HEADER: usize = 16;
-/// The one message of the batch that is answered.
-const DELETION: u32 = 2;
+/// Sequence number of the last message of a batch but its end, the one that is answered.
+const LAST: u32 = 2;
+/// Of all others.
+const OTHERS: u32 = 1;
 
-impl Remover {
+impl Tables {
     pub(super) fn open() -> Result<Self, MannersError> {
         let open = || {
             let socket = Socket::new(NETFILTER)?;
@@ -207,36 +263,77 @@ impl Remover {
 
     /// Deletes a table of family inet. None of that name is as good.
     pub(super) fn delete(&self, table: &str) -> Result<(), MannersError> {
-        let failed = |error: io::Error| MannersError::Nft(format!("deleting the table {table}: {error}"));
-        self.0.send(&deletion(table), 0).map_err(failed)?;
+        match self.change(&[(DELETE_TABLE, text(TABLE_NAME, table))]) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                Err(MannersError::Nft(format!("deleting the table {table}: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a table, which was made for the listen port `before`, name `port` in its place.
+    pub(super) fn listen_on(&self, table: &str, before: u16, port: u16) -> Result<(), MannersError> {
+        let set = |name| [text(TABLE_NAME, table), text(SET_NAME, name)].concat();
+        let add = |name, key: &[u8]| (NEW_ELEMENTS, [set(name), element(key)].concat());
+        // Without elements all are deleted; there may be none.
+        let mut messages: Vec<_> = [LISTEN, LOWER, UPPER].map(|name| (DELETE_ELEMENTS, set(name))).into();
+        messages.extend(half(before, port).map(|half| add(half, &[Transport::Udp.number()])));
+        messages.push(add(LISTEN, &port.to_be_bytes()));
+        self.change(&messages).map_err(|error| {
+            MannersError::Nft(format!("the listen port {port} in the table {table}: {error}"))
+        })
+    }
+
+    /// All of these messages, by kind and attributes, or none.
+    fn change(&self, messages: &[(u16, Vec<u8>)]) -> io::Result<()> {
+        // What more was said of a batch that was refused.
+        while self.0.recv_from_full().is_ok() {}
+        self.0.send(&batch(messages), 0)?;
         loop {
-            let (answers, _) = self.0.recv_from_full().map_err(failed)?;
+            let (answers, _) = self.0.recv_from_full()?;
             match verdict(&answers) {
                 Some(0) => return Ok(()),
-                Some(code) if -code == libc::ENOENT => return Ok(()),
-                Some(code) => return Err(failed(io::Error::from_raw_os_error(-code))),
+                Some(code) => return Err(io::Error::from_raw_os_error(-code)),
                 None => {}
             }
         }
     }
 }
 
-/// A batch that deletes one table.
-fn deletion(table: &str) -> Vec<u8> {
-    let mut attribute = Vec::new();
-    let length = 4 + table.len() + 1;
-    // A table's name has fewer than 256 bytes.
-    attribute.extend((length as u16).to_ne_bytes());
-    attribute.extend(TABLE_NAME.to_ne_bytes());
-    attribute.extend(table.bytes());
-    attribute.resize(length.next_multiple_of(4), 0);
-    let batch = NFTABLES.to_be_bytes();
-    [
-        message(BATCH_BEGIN, REQUEST, 1, [0, 0, batch[0], batch[1]], &[]),
-        message(DELETE_TABLE, REQUEST | ACK, DELETION, [INET, 0, 0, 0], &attribute),
-        message(BATCH_END, REQUEST, 3, [0, 0, batch[0], batch[1]], &[]),
-    ]
-    .concat()
+/// A transaction of these messages, by kind and attributes.
+fn batch(messages: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let subsystem = NFTABLES.to_be_bytes();
+    let frame = |kind| message(kind, REQUEST, OTHERS, [0, 0, subsystem[0], subsystem[1]], &[]);
+    let mut batch = frame(BATCH_BEGIN);
+    for (place, (kind, attributes)) in messages.iter().enumerate() {
+        let last = place + 1 == messages.len();
+        let (flags, sequence) = if last { (REQUEST | ACK, LAST) } else { (REQUEST, OTHERS) };
+        let flags = if *kind == NEW_ELEMENTS { flags | CREATE } else { flags };
+        batch.extend(message(*kind, flags, sequence, [INET, 0, 0, 0], attributes));
+    }
+    batch.extend(frame(BATCH_END));
+    batch
+}
+
+/// A list of one element of a set.
+fn element(key: &[u8]) -> Vec<u8> {
+    let nested = |inner: Vec<u8>| attribute(FIRST_NESTED, &inner);
+    attribute(ELEMENTS, &nested(nested(attribute(VALUE, key))))
+}
+
+fn text(kind: u16, text: &str) -> Vec<u8> {
+    attribute(kind, &[text.as_bytes(), b"\0"].concat())
+}
+
+/// A netlink attribute. Those here are far shorter than 64 KiB: a table's name has fewer than 256 bytes.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
+    bytes.extend((length as u16).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(length.next_multiple_of(4), 0);
+    bytes
 }
 
 /// A netlink message with netfilter's own header (`nfgenmsg`) before its attributes.
@@ -253,7 +350,7 @@ fn message(kind: u16, flags: u16, sequence: u32, nfgenmsg: [u8; 4], attributes: 
     bytes
 }
 
-/// What the kernel says of the deletion: 0, or an errno below zero. `None` if it is not in there.
+/// What the kernel says of a batch: 0, or an errno below zero. `None` if it is not in there.
 fn verdict(mut answers: &[u8]) -> Option<i32> {
     loop {
         let length = usize::try_from(u32::from_ne_bytes(*answers.first_chunk()?)).ok()?;
@@ -261,8 +358,8 @@ fn verdict(mut answers: &[u8]) -> Option<i32> {
         let word = |at: usize| answer.get(at..)?.first_chunk::<4>().copied();
         let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
         let code = i32::from_ne_bytes(word(HEADER)?);
-        // A refusal of the batch as a whole carries the sequence number of its begin.
-        if kind == ERROR && (u32::from_ne_bytes(word(8)?) == DELETION || code != 0) {
+        // A refusal of another message, or of the batch as a whole, comes before or in place of the last one's answer.
+        if kind == ERROR && (u32::from_ne_bytes(word(8)?) == LAST || code != 0) {
             return Some(code);
         }
         answers = answers.get(length.next_multiple_of(4)..)?;
@@ -305,6 +402,22 @@ mod tests {
     }
 
     #[test]
+    fn no_range_in_use_holds_the_listen_port() {
+        for before in [1, 1023, 1024, 1025, 5000, 33279, 33280, 51820, 65534, 65535] {
+            let (first, last) = ports_without(before);
+            for port in 1..=u16::MAX {
+                let (from, to) = match half(before, port) {
+                    None => (first, last),
+                    Some(LOWER) => (first, middle((first, last)) - 1),
+                    Some(_) => (middle((first, last)), last),
+                };
+                assert!(!(from..=to).contains(&port) && to - from >= 16_000, "{before} {port}");
+                assert!(half(before, port).is_none() || (first..=last).contains(&port), "the whole would do");
+            }
+        }
+    }
+
+    #[test]
     fn ranges_within_others_are_left_out() {
         let ranges = ["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "11.0.0.0/8", "10.0.0.0/24"].map(prefix);
         assert_eq!(outermost(ranges.iter()), ["10.0.0.0/8", "11.0.0.0/8"].map(prefix));
@@ -318,9 +431,9 @@ mod tests {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             bytes
         };
-        assert_eq!(verdict(&[answer(1, 0), answer(DELETION, -2)].concat()), Some(-2));
+        assert_eq!(verdict(&[answer(1, 0), answer(LAST, -2)].concat()), Some(-2));
         assert_eq!(verdict(&answer(1, -1)), Some(-1));
-        let whole = [answer(1, 0), answer(DELETION, 0)].concat();
+        let whole = [answer(1, 0), answer(LAST, 0)].concat();
         assert_eq!(verdict(&whole), Some(0));
         for length in 0..whole.len() {
             assert_eq!(verdict(&whole[..length]), None);

@@ -60,9 +60,14 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
         let run = Run::new();
         for name in ["wg0", "a\";drop{\\*", "fifteen-byte-é", "wg*"] {
             link(name);
-            for choice in 0..16 {
+            for choice in 0..32 {
                 let mut rules = rules(name);
                 rules.forward = Forward::Off;
+                if choice & 16 != 0 {
+                    // One that is not there: it may come.
+                    rules.forward =
+                        Forward::To(["eth0", "é{};+@.1"].map(|name| name.parse().unwrap()).into());
+                }
                 rules.masquerade = choice & 1 != 0;
                 rules.client_to_client = choice & 2 != 0;
                 if choice & 4 != 0 {
@@ -73,11 +78,17 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
                     rules.clients.retain(|range| range.addr().is_ipv6());
                 }
                 let (nat, c2c) = (rules.masquerade, rules.client_to_client);
+                let named = rules.forward != Forward::Off;
                 let applied = rules.apply(&run.0).unwrap();
                 let text = ruleset();
                 assert!(text.contains(&format!("table inet {} {{", nft::table_name(name))), "{text}");
                 assert_eq!(text.contains("type nat hook postrouting"), nat, "{text}");
                 assert_eq!(text.contains("client_to_client"), !c2c, "{text}");
+                assert_eq!(
+                    text.matches(r#"{ "eth0", "é{};+@.1" }"#).count(),
+                    if named { 2 } else { 0 },
+                    "{text}"
+                );
                 applied.undo();
                 assert_eq!(ruleset(), "");
             }
@@ -126,7 +137,56 @@ fn what_nft_refuses_leaves_nothing() {
 fn deleting_a_table_that_is_not_there_is_no_error_and_others_stay() {
     in_netns(|| {
         nft::load("table inet ringway_other {\n}\n").unwrap();
-        Remover::open().unwrap().delete("ringway_wg0").unwrap();
+        Tables::open().unwrap().delete("ringway_wg0").unwrap();
         assert!(ruleset().contains("ringway_other"));
+    });
+}
+
+/// The sets of the table `ringway_wg0` that hold something, by name.
+fn sets() -> Vec<String> {
+    let text = ruleset();
+    let mut lines = text.lines().map(str::trim);
+    let mut sets = Vec::new();
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.strip_prefix("set ").and_then(|rest| rest.strip_suffix(" {"))
+            && let Some(elements) = lines.nth(1).and_then(|line| line.strip_prefix("elements = "))
+        {
+            sets.push(format!("{name} {elements}"));
+        }
+    }
+    sets
+}
+
+#[test]
+fn the_rules_follow_the_listen_port_without_nft() {
+    in_netns(|| {
+        let run = Run::new();
+        link("wg0");
+        let mut rules = rules("wg0");
+        rules.forward = Forward::Off;
+        let again = nft::ruleset(&rules, interface::index_of("wg0").unwrap());
+        let applied = rules.apply(&run.0).unwrap();
+        assert_eq!(sets(), ["listen { 51820 }"]);
+        let text = ruleset();
+        assert!(text.contains("meta l4proto @lower masquerade to :1024-26421"), "{text}");
+        assert!(text.contains("meta l4proto @upper masquerade to :26422-51819"), "{text}");
+        assert!(text.contains("meta l4proto udp masquerade to :1024-51819"), "{text}");
+        for (port, half) in [(443, ""), (26421, "upper { udp }"), (26422, "lower { udp }"), (60000, "")] {
+            applied.listen_on(port).unwrap();
+            let mut expected = vec![format!("listen {{ {port} }}")];
+            expected.extend((!half.is_empty()).then(|| half.to_owned()));
+            assert_eq!(sets(), expected);
+        }
+        // Somebody took the table away: that is said, each time.
+        nft::load("flush ruleset").unwrap();
+        for _ in 0..2 {
+            let error = applied.listen_on(7).unwrap_err().to_string();
+            assert!(error.contains("the listen port 7 in the table ringway_wg0"), "{error}");
+        }
+        // And nothing of it later.
+        nft::load(&again).unwrap();
+        applied.listen_on(8).unwrap();
+        assert_eq!(sets(), ["listen { 8 }"]);
+        applied.undo();
     });
 }

@@ -48,6 +48,13 @@ fn the_answer_names_the_mtu_and_quotes_the_packet() {
     let packet = Spec { payload: vec![1], ..Spec::default() }.packet();
     let len = too_big(&packet, &ip::Header::parse(&packet).unwrap(), 68, &mut [0; MOST]);
     assert_eq!(len, Some(20 + 8 + packet.len()));
+    // No MTU is told that the family does not have.
+    for (v6, mtu, told) in [(true, 1000, [0, 0, 5, 0]), (false, 70_000, [0, 0, 0xff, 0xff])] {
+        let (packet, mut out) = (large(v6), [0; MOST]);
+        too_big(&packet, &ip::Header::parse(&packet).unwrap(), mtu, &mut out).unwrap();
+        let at = if v6 { 40 } else { 20 };
+        assert_eq!(out[at + 4..at + 8], told);
+    }
 }
 
 #[test]
@@ -79,8 +86,12 @@ fn what_is_never_answered() {
         }
     }
     let multicast = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    for (at, address) in [(8, multicast), (24, multicast), (8, [0; 16])] {
-        assert!(!changed(true, at, &address), "{address:?} at {at}");
+    let mut loopback = [0; 16];
+    loopback[15] = 1;
+    for address in [multicast, [0; 16], loopback] {
+        for at in [8, 24] {
+            assert!(!changed(true, at, &address), "{address:?} at {at}");
+        }
     }
     // Protocol, and the type where the transport header begins.
     let icmp = |v6: bool, kind: u8| {
@@ -90,7 +101,7 @@ fn what_is_never_answered() {
         packet[header] = kind;
         answerable(&packet)
     };
-    assert!([0, 8, 13, 14].into_iter().all(|kind| icmp(false, kind)), "echo, timestamp");
+    assert!([0, 8].into_iter().chain(13..=18).all(|kind| icmp(false, kind)), "questions and answers");
     assert!([3, 4, 5, 11, 12, 200].into_iter().all(|kind| !icmp(false, kind)), "errors");
     assert!(icmp(true, 128) && icmp(true, 129), "echo");
     assert!([1, 2, 3, 4, 127, 137].into_iter().all(|kind| !icmp(true, kind)), "errors, redirect");

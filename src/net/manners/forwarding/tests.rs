@@ -89,7 +89,9 @@ fn what_was_on_stays_on() {
         set(Family::V4, "all", "forwarding", "1");
         set(Family::V6, "all", "forwarding", "1");
         let (run, before) = (Run::new(), all());
-        start(&run, "wg0").undo("wg0");
+        let forwarding = start(&run, "wg0");
+        assert_eq!(all(), before, "nothing is needed");
+        forwarding.undo("wg0");
         assert_eq!(all(), before);
     });
 }
@@ -140,11 +142,12 @@ fn what_somebody_changed_meanwhile_is_his() {
         set(Family::V4, "up0", "forwarding", "0");
         let forwarding = start(&run, "wg0");
         ip("address flush dev up0");
-        set(Family::V4, "up0", "forwarding", "0");
+        // Neither what we set nor what we found.
+        set(Family::V4, "up0", "forwarding", "2");
         set(Family::V4, "idle", "forwarding", "1");
         forwarding.undo("wg0");
         assert_eq!(value(Family::V4, "idle", "forwarding"), "1");
-        assert_eq!(value(Family::V4, "up0", "forwarding"), "0");
+        assert_eq!(value(Family::V4, "up0", "forwarding"), "2");
     });
 }
 
@@ -192,6 +195,7 @@ fn a_record_names_nothing_but_forwarding() {
         set(Family::V4, "up0", "rp_filter", "0");
         eventually(|| Some(clean_leftovers(&run.0).unwrap()).filter(|names| !names.is_empty()));
         assert_eq!(value(Family::V4, "up0", "rp_filter"), "0");
+        assert_eq!(value(Family::V4, "idle", "forwarding"), "0");
         assert_eq!(value(Family::V4, "up0", "forwarding"), "0", "the honest line counts");
     });
 }
@@ -258,6 +262,11 @@ fn an_advertised_default_route_outlives_the_global_switch() {
         last.undo("wg1");
         assert_eq!(all(), before);
         assert!(routed(), "the default route is gone at the end");
+        // Somebody who minds the advertisements himself goes on.
+        set(Family::V6, "ra1", "accept_ra", "0");
+        let forwarding = start_globally(&run, "wg0");
+        assert_eq!(value(Family::V6, "ra1", "accept_ra"), "0");
+        forwarding.undo("wg0");
     });
 }
 
