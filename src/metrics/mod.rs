@@ -117,7 +117,7 @@ numbers! {
         turns "ringway_turns_total" "turns of the worker's loop";
         enters "ringway_ring_enters_total" "io_uring_enter calls";
         submissions "ringway_ring_submissions_total" "requests that io_uring_enter took: receives, polls, cancels";
-        polls "ringway_polls_total" "ppoll calls, made where the worker has no io_uring";
+        polls "ringway_polls_total" "ppoll calls: without io_uring, or while there is hardly any traffic";
         sleeps "ringway_ring_sleeps_total" "io_uring_enter or ppoll calls that were allowed to sleep";
         busy_polls "ringway_busy_polls_total" "waits that began by polling awake, after a quiet spell";
         busy_poll_hits "ringway_busy_poll_hits_total" "of these, how many were spared a sleep";

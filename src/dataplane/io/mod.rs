@@ -14,6 +14,7 @@ use crate::types::Source;
 
 pub mod busy_poll;
 pub mod depth;
+pub mod direct;
 pub mod patience;
 pub mod poll;
 pub mod recvmsg;
@@ -122,7 +123,7 @@ pub struct IoCounters {
     pub enters: u64,
     /// Requests that these took.
     pub submissions: u64,
-    /// `ppoll` calls, in the place of these.
+    /// `ppoll` calls, in the place of these: by poll, and while a ring is calm.
     pub polls: u64,
     /// Of either, how many were allowed to sleep.
     pub sleeps: u64,

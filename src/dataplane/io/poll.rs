@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 use super::busy_poll::BusyPoll;
 use super::depth::Depth;
 use super::patience::Patience;
-use super::{Datagrams, Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, TunRead, lane_of};
+use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, direct, lane_of};
 use crate::sys::arena::{Arena, Slot};
 use crate::sys::poll::{self, PollFd};
-use crate::sys::socket;
 
 /// Turns in which a socket that is being replaced is still read, if it does not become empty before.
 const LAST_TURNS: u8 = 64;
@@ -305,26 +304,9 @@ impl Lane {
         true
     }
 
-    fn receive(&self, mut slot: Slot) -> io::Result<(Event, usize)> {
+    fn receive(&self, slot: Slot) -> io::Result<(Event, usize)> {
         let fd = self.fd.as_ref().ok_or(io::Error::from_raw_os_error(libc::EAGAIN))?;
-        if self.target == Target::Tun {
-            let mut fd = fd;
-            let len = fd.read(&mut slot)?;
-            return Ok((Event::Tun(TunRead { slot, len }), len));
-        }
-        let received = socket::recv(fd, &mut slot)?;
-        let len = received.len;
-        let datagrams = Datagrams {
-            slot,
-            start: 0,
-            len,
-            segment: received.segment.map_or(len, usize::from).clamp(1, len.max(1)),
-            remote: received.remote,
-            source: received.source,
-            tos: received.tos,
-            truncated: received.truncated,
-        };
-        Ok((Event::Datagrams(datagrams), len))
+        direct::receive(fd, self.target, slot)
     }
 
     fn failed(&mut self, errno: i32, events: &mut Vec<Event>) {

@@ -12,6 +12,8 @@
 //! flight at most once and its successor starts only after its last completion, so a late completion of a
 //! cancelled one cannot be mistaken.
 //!
+//! While there is hardly any traffic nothing is in flight: see [`calm`].
+//!
 //! A buffer in the kernel's hands is a [`Slot`](crate::sys::arena::Slot) in a table of this module; the completion
 //! that names it takes it out. On drop everything is cancelled and awaited, since the kernel would otherwise keep
 //! the UDP port and the TUN queue for a moment after the process is gone; if that fails, the buffers are leaked
@@ -19,9 +21,10 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
@@ -32,16 +35,18 @@ use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, lane
 use crate::sys::eventfd::EventFd;
 
 mod buffers;
+mod calm;
 mod error;
 mod lane;
 mod restrict;
 #[cfg(test)]
 mod tests;
 
+use calm::Calm;
 pub use error::RingError;
 use lane::{Flight, Lane, LaneKind};
 
-/// Submission entries: in one turn at most receive, poll and their two cancels per lane, and the wake: 13.
+/// Submission entries: in one turn at most receive, poll and their two cancels per lane, and the wake and its: 14.
 const ENTRIES: u32 = 32;
 
 /// Teardown: how often and how long to wait for the last completions.
@@ -77,6 +82,7 @@ enum Token {
     Poll(Target),
     CancelReceive(Target),
     CancelPoll(Target),
+    CancelWake,
 }
 
 impl Token {
@@ -87,6 +93,7 @@ impl Token {
             Self::Poll(target) => (3, lane_of(target)),
             Self::CancelReceive(target) => (4, lane_of(target)),
             Self::CancelPoll(target) => (5, lane_of(target)),
+            Self::CancelWake => (6, 0),
         };
         kind << 56 | lane as u64
     }
@@ -99,6 +106,7 @@ impl Token {
             3 => Some(Self::Poll(target)),
             4 => Some(Self::CancelReceive(target)),
             5 => Some(Self::CancelPoll(target)),
+            6 => Some(Self::CancelWake),
             _ => None,
         }
     }
@@ -110,6 +118,7 @@ pub struct Ring {
     uring: IoUring,
     state: State,
     busy_poll: BusyPoll,
+    calm: Calm,
 }
 
 /// All but the ring itself, so that completions can be handled while the ring is borrowed.
@@ -124,7 +133,7 @@ struct State {
 
 /// The eventfd and where its count is read to.
 struct Wake {
-    fd: OwnedFd,
+    fd: File,
     /// Written by the kernel while the read is in flight; its value is of no interest.
     count: Box<std::cell::UnsafeCell<u64>>,
     flight: Flight,
@@ -148,7 +157,7 @@ impl Ring {
         restrict::restrict_and_enable(&uring, has_multishot)?;
         let own =
             |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(RingError::at("duplicating a descriptor"));
-        let wake = Wake { fd: own(fds.wake)?, count: Box::default(), flight: Flight::Idle };
+        let wake = Wake { fd: own(fds.wake)?.into(), count: Box::default(), flight: Flight::Idle };
         let mut lanes = [None, None, None];
         let kinds = [
             (fds.tun, LaneKind::Tun { multishot }, options.tun_slots),
@@ -167,7 +176,7 @@ impl Ring {
             fatal: None,
             receive_slots: options.receive_slots,
         };
-        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll) })
+        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll), calm: Calm::default() })
     }
 
     /// Makes a ring with a lane, as a worker does, and takes it down: whether this process may have one.
@@ -203,8 +212,8 @@ impl Ring {
         hit
     }
 
-    /// Submits, and sleeps if there is time and nothing to collect.
-    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Submits, and sleeps if there is time and nothing to collect. Yields how long it slept.
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<Duration> {
         let mut sleep = timeout != Some(Duration::ZERO) && self.uring.completion().is_empty();
         if sleep && self.poll_awake(timeout) {
             sleep = false;
@@ -212,7 +221,7 @@ impl Ring {
         if !sleep {
             let queue = self.uring.submission();
             if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
-                return Ok(());
+                return Ok(Duration::ZERO);
             }
         }
         self.state.counters.enters += 1;
@@ -226,13 +235,14 @@ impl Ring {
             None if sleep => submitter.submit_and_wait(1),
             _ => submitter.submit(),
         };
+        let slept = begin.map_or(Duration::ZERO, |begin| begin.elapsed());
         match result {
             Ok(submitted) => {
                 self.state.counters.submissions += submitted as u64;
-                if let Some(begin) = begin {
-                    self.busy_poll.woken_after(begin.elapsed());
+                if sleep {
+                    self.busy_poll.woken_after(slept);
                 }
-                Ok(())
+                Ok(slept)
             }
             // Timeout; signal; no memory for a request just now; completions to be collected first.
             Err(error)
@@ -241,7 +251,7 @@ impl Ring {
                     Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
                 ) =>
             {
-                Ok(())
+                Ok(slept)
             }
             Err(error) => Err(error),
         }
@@ -275,8 +285,12 @@ impl Ring {
 
 impl Io for Ring {
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        self.state.prepare(&mut self.uring.submission());
-        self.enter(self.state.bound(timeout))?;
+        if self.wait_calmly(timeout, events)? {
+            return self.state.fatal.take().map_or(Ok(()), Err);
+        }
+        self.state.prepare(&mut self.uring.submission(), false);
+        let slept = self.enter(self.state.bound(timeout))?;
+        self.calm.slept(slept);
         self.collect(events);
         self.state.fatal.take().map_or(Ok(()), Err)
     }
@@ -338,13 +352,14 @@ impl fmt::Debug for Ring {
 
 impl State {
     /// Gives slots back and pushes what is to be started or cancelled.
-    fn prepare(&mut self, queue: &mut SubmissionQueue<'_>) {
+    /// With `calm` nothing is wanted.
+    fn prepare(&mut self, queue: &mut SubmissionQueue<'_>, calm: bool) {
         let Wake { fd, count, flight } = &mut self.wake;
-        flight.steer(true, Token::Wake, Token::Wake, queue, || {
+        flight.steer(!calm, Token::Wake, Token::CancelWake, queue, || {
             opcode::Read::new(Fd(fd.as_raw_fd()), count.get().cast(), 8).build()
         });
         for lane in self.lanes.iter_mut().flatten() {
-            lane.prepare(queue);
+            lane.prepare(queue, calm);
         }
     }
 
@@ -380,6 +395,7 @@ impl State {
                     lane.polled(result, events);
                 }
             }
+            Token::CancelWake => self.wake.flight.cancel_answered(result),
             Token::CancelReceive(target) => {
                 if let Some(lane) = &mut self.lanes[lane_of(target)] {
                     lane.receive.cancel_answered(result);

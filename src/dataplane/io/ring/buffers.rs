@@ -109,6 +109,21 @@ impl Buffers {
         Some(slot)
     }
 
+    /// Slots that neither the kernel nor an event has.
+    pub(super) fn free(&self) -> usize {
+        self.arena.free()
+    }
+
+    /// One of these.
+    pub(super) fn take_free(&mut self) -> Option<Slot> {
+        self.arena.take()
+    }
+
+    /// Notes that so many bytes came past the kernel's slots.
+    pub(super) fn brought(&mut self, len: usize) {
+        self.depth.brought(len);
+    }
+
     /// How many slots the kernel has.
     pub(super) fn lent(&self) -> usize {
         self.count

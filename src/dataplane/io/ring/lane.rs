@@ -1,6 +1,8 @@
 //! One descriptor of a worker: its receive, its poll for writability, its buffers.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use io_uring::types::Fd;
 use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue};
@@ -9,8 +11,9 @@ use super::buffers::Buffers;
 use super::{RingError, SLOT_SIZE, Token, lane_of, push};
 use crate::dataplane::io::patience::Patience;
 use crate::dataplane::io::recvmsg::{CONTROL_LEN, NAME_LEN, parse_name};
-use crate::dataplane::io::{Datagrams, Event, Target, TunRead};
+use crate::dataplane::io::{Datagrams, Event, Target, TunRead, direct};
 use crate::sys::arena::Slot;
+use crate::sys::poll::PollFd;
 use crate::sys::socket::parse_control;
 
 /// `struct io_uring_recvmsg_out`: lengths of name, control and payload, flags; each 32 bits.
@@ -69,9 +72,10 @@ pub(super) enum LaneKind {
 pub(super) struct Lane {
     target: Target,
     pub(super) kind: LaneKind,
-    fd: Option<OwnedFd>,
+    /// `File` stands for any descriptor: it is what reads without `unsafe`.
+    fd: Option<File>,
     /// What takes the place of `fd` once nothing is in flight for it.
-    successor: Option<Option<OwnedFd>>,
+    successor: Option<Option<File>>,
     buffers: Buffers,
     /// Lengths of name and control for a multishot receive.
     header: Box<libc::msghdr>,
@@ -99,7 +103,7 @@ impl Lane {
         Ok(Self {
             target,
             kind,
-            fd: Some(fd),
+            fd: Some(fd.into()),
             successor: None,
             buffers: Buffers::new(uring, lane_of(target) as u16, slots)?,
             header,
@@ -122,7 +126,7 @@ impl Lane {
     }
 
     pub(super) fn replace(&mut self, fd: Option<OwnedFd>) {
-        self.successor = Some(fd);
+        self.successor = Some(fd.map(File::from));
     }
 
     /// Slots that are accounted for.
@@ -142,9 +146,35 @@ impl Lane {
         self.buffers.leak();
     }
 
-    /// One turn: lend slots, then start or cancel.
-    pub(super) fn prepare(&mut self, queue: &mut SubmissionQueue<'_>) {
-        self.buffers.refill();
+    /// What to ask poll(2) for; `None`: something is wanted that takes a request.
+    pub(super) fn interest(&self) -> Option<PollFd> {
+        let simple = !self.want_writable && self.successor.is_none() && self.patience.retry_at().is_none();
+        if !simple || self.buffers.free() == 0 {
+            return None;
+        }
+        let fd = self.fd.as_ref().filter(|_| self.want_reads && !self.gone).map_or(-1, File::as_raw_fd);
+        Some(PollFd { fd, events: libc::POLLIN, revents: 0 })
+    }
+
+    /// Receives once by a plain call, as poll(2) said that one may. Nothing is in flight.
+    pub(super) fn receive_one(&mut self, ready: PollFd, events: &mut Vec<Event>) {
+        let (Some(fd), Some(slot)) = (&self.fd, self.buffers.take_free()) else { return };
+        match direct::receive(fd, self.target, slot) {
+            Ok((event, len)) => {
+                self.buffers.brought(len);
+                events.push(event);
+            }
+            // An error condition that no call takes away would be reported for ever.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && ready.revents == libc::POLLIN => {}
+            Err(error) => self.failed(error.raw_os_error().unwrap_or(libc::EBADMSG), events),
+        }
+    }
+
+    /// One turn: lend slots, then start or cancel; with `calm` nothing is wanted.
+    pub(super) fn prepare(&mut self, queue: &mut SubmissionQueue<'_>, calm: bool) {
+        if !calm {
+            self.buffers.refill();
+        }
         if !self.in_flight()
             && let Some(fd) = self.successor.take()
         {
@@ -160,14 +190,14 @@ impl Lane {
         let (group, kind, target) = (self.group(), self.kind, self.target);
         let header = &raw const *self.header;
         self.receive.steer(
-            self.want_reads && stays && ready,
+            self.want_reads && stays && ready && !calm,
             Token::Receive(target),
             Token::CancelReceive(target),
             queue,
             || receive_entry(kind, fd, header, group),
         );
         self.poll.steer(
-            self.want_writable && self.successor.is_none(),
+            self.want_writable && self.successor.is_none() && !calm,
             Token::Poll(target),
             Token::CancelPoll(target),
             queue,

@@ -41,7 +41,8 @@ fn tokens_survive_the_kernel() {
     }
     assert_eq!(Token::decode(Token::Wake.encode()), Some(Token::Wake));
     assert_eq!(Token::decode(0), None);
-    assert_eq!(Token::decode(6 << 56), None);
+    assert_eq!(Token::decode(Token::CancelWake.encode()), Some(Token::CancelWake));
+    assert_eq!(Token::decode(7 << 56), None);
     assert_eq!(Token::decode(2 << 56 | 3), None);
 }
 
@@ -181,5 +182,99 @@ fn costs_of_receiving() {
             let poll = cost_of_receiving::<Poll>(size, datagrams, runs);
             println!("{runs} times {datagrams} of {size} bytes: ring {ring} ns, poll {poll} ns per datagram");
         }
+    }
+}
+
+/// Longer than the sleep after which it is calm.
+const LONG: Option<Duration> = Some(Duration::from_millis(30));
+
+#[test]
+fn nothing_is_in_flight_while_it_is_calm() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = socket.local_addr().unwrap();
+    let mut ring: Ring = of(&socket, &wake, 16);
+    let mut events = Vec::new();
+    ring.wait(LONG, &mut events).unwrap();
+    assert!(ring.state.in_flight(), "it was armed when it went to sleep");
+    ring.wait(LONG, &mut events).unwrap();
+    assert!(!ring.state.in_flight());
+
+    let before = ring.counters();
+    for single in [b"1", b"2"] {
+        sender.send_to(single, to).unwrap();
+        assert_eq!(payload(&next_datagrams(&mut ring)), single);
+        wake.notify();
+        ring.wait(LONG, &mut events).unwrap();
+        assert!(matches!(events[..], [Event::Wake]), "{events:?}");
+        events.clear();
+        ring.wait(LONG, &mut events).unwrap();
+        assert!(events.is_empty(), "neither comes twice");
+    }
+    let after = ring.counters();
+    assert_eq!(after.enters, before.enters);
+    assert!(after.polls > before.polls && after.sleeps > before.sleeps);
+    assert_eq!(after.completions, before.completions + 4);
+
+    for n in 0..100_u8 {
+        sender.send_to(&[n], to).unwrap();
+        assert_eq!(payload(&next_datagrams(&mut ring)), [n]);
+    }
+    assert!(ring.state.in_flight(), "a stream needs its requests");
+    assert!(ring.counters().enters > after.enters);
+}
+
+/// What comes as requests are cancelled comes all the same, in order and once.
+#[test]
+fn becoming_calm_loses_nothing() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = socket.local_addr().unwrap();
+    let mut ring: Ring = of(&socket, &wake, 16);
+    let (mut sent, mut came, mut calm) = (0_u8, Vec::new(), 0);
+    for round in 0..20_usize {
+        let mut events = Vec::new();
+        // Until it has slept for long: the next wait cancels what is in flight.
+        loop {
+            ring.wait(Some(Duration::from_millis(8)), &mut events).unwrap();
+            if events.is_empty() {
+                break;
+            }
+            came.extend(events.drain(..).map(only_byte));
+        }
+        for _ in 0..round % 5 {
+            sender.send_to(&[sent], to).unwrap();
+            sent += 1;
+        }
+        if round % 2 == 0 {
+            wake.notify();
+        }
+        for _ in 0..round {
+            ring.wait(Some(Duration::from_millis(1)), &mut events).unwrap();
+            came.extend(events.drain(..).map(only_byte));
+            calm += usize::from(!ring.state.in_flight());
+        }
+    }
+    assert!(calm > 0);
+    let mut events = Vec::new();
+    loop {
+        ring.wait(LONG, &mut events).unwrap();
+        if events.is_empty() {
+            break;
+        }
+        came.extend(events.drain(..).map(only_byte));
+    }
+    let wakes = came.iter().filter(|byte| byte.is_none()).count();
+    assert_eq!(wakes, 10);
+    let bytes: Vec<u8> = came.into_iter().flatten().collect();
+    assert_eq!(bytes, (0..sent).collect::<Vec<_>>());
+}
+
+/// The byte of a datagram; `None` of a wake.
+fn only_byte(event: Event) -> Option<u8> {
+    match event {
+        Event::Datagrams(datagrams) => Some(payload(&datagrams)[0]),
+        Event::Wake => None,
+        other => panic!("{other:?}"),
     }
 }
