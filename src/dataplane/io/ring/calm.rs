@@ -1,9 +1,9 @@
 //! Waiting without requests while there is hardly any traffic.
 //!
-//! A multishot receive is worth its keep when packets come in numbers. One that comes alone finds the kernel's way through
-//! it cold: task work, a second try that finds nothing, a completion. A plain ppoll and one receive are shorter by some
-//! microseconds at each hop (measured, see docs/decisions/0033-calm.md). So after a sleep of [`QUIET`] the requests are
-//! cancelled, and started again once [`BUSY_WAITS`] waits in a row brought something without such a sleep.
+//! A multishot receive is worth its keep when packets come in numbers. One that comes alone finds the kernel's way
+//! through it cold: task work, a second try that finds nothing, a completion. A plain ppoll and one receive are shorter
+//! by some microseconds at each hop (measured, see docs/decisions/0033-calm.md). So after a sleep of [`QUIET`] the
+//! requests are cancelled, and started again once [`BUSY_WAITS`] waits in a row brought something without such a sleep.
 
 use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
@@ -48,8 +48,7 @@ impl Calm {
 }
 
 impl Ring {
-    /// Waits if it is calm, or ends what is in flight as it becomes calm. False: there is nothing to it, requests are to
-    /// be used.
+    /// Waits if it is calm, or ends what is in flight as it becomes calm. False: it is not, requests are to be used.
     pub(super) fn wait_calmly(
         &mut self,
         timeout: Option<Duration>,
