@@ -12,7 +12,7 @@
 //! flight at most once and its successor starts only after its last completion, so a late completion of a
 //! cancelled one cannot be mistaken.
 //!
-//! While there is hardly any traffic nothing is in flight: see [`calm`].
+//! While there is hardly any traffic nothing is in flight: see `ring/calm.rs`.
 //!
 //! A buffer in the kernel's hands is a [`Slot`](crate::sys::arena::Slot) in a table of this module; the completion
 //! that names it takes it out. On drop everything is cancelled and awaited, since the kernel would otherwise keep
