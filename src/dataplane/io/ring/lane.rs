@@ -161,6 +161,7 @@ impl Lane {
         let (Some(fd), Some(slot)) = (&self.fd, self.buffers.take_free()) else { return };
         match direct::receive(fd, self.target, slot) {
             Ok((event, len)) => {
+                self.patience.succeeded();
                 self.buffers.brought(len);
                 events.push(event);
             }

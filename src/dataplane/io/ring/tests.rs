@@ -224,6 +224,33 @@ fn nothing_is_in_flight_while_it_is_calm() {
     assert!(ring.counters().enters > after.enters);
 }
 
+/// Failures count in a row: each datagram between two of them begins anew, also where it is received by a plain call.
+#[test]
+fn failures_between_datagrams_are_no_reason_to_pause() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let there = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    socket.connect(there).unwrap();
+    let mut ring: Ring = of(&socket, &wake, 16);
+    let mut events = Vec::new();
+    for _ in 0..2 {
+        ring.wait(LONG, &mut events).unwrap();
+    }
+    let before = ring.counters();
+    for _ in 0..6 {
+        socket.send(b"to nobody").unwrap();
+        ring.wait(LONG, &mut events).unwrap();
+        assert!(matches!(events[..], [Event::Failed(..)]), "{events:?}");
+        events.clear();
+        let sender = UdpSocket::bind(there).unwrap();
+        sender.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        assert_eq!(payload(&next_datagrams(&mut ring)), b"x");
+        // Calm again, for it slept; nothing pauses.
+        ring.wait(LONG, &mut events).unwrap();
+        assert!(ring.state.lanes.iter().flatten().all(|lane| lane.patience.retry_at().is_none()));
+    }
+    assert_eq!(ring.counters().enters, before.enters, "it was calm all the time");
+}
+
 /// What comes as requests are cancelled comes all the same, in order and once.
 #[test]
 fn becoming_calm_loses_nothing() {
