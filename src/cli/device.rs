@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
 use std::os::fd::{OwnedFd, RawFd};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -59,8 +60,8 @@ fn options(
         queue_length: text("RINGWAY_TXQUEUELEN").map_or(Ok(QUEUE_LENGTH), |value| queue_length(&value))?,
         busy_poll: text("RINGWAY_BUSY_POLL").map_or(Ok(BUSY_POLL), |value| busy_poll(&value))?,
         metrics: metrics.listen != Listen::Off,
-        io: text("RINGWAY_IO").map_or(Ok(Io::Auto), |value| io(&value))?,
-        aead: text("RINGWAY_AEAD").map_or(Ok(Aead::Auto), |value| aead(&value))?,
+        io: choice("RINGWAY_IO", text("RINGWAY_IO"), Io::Auto)?,
+        aead: choice("RINGWAY_AEAD", text("RINGWAY_AEAD"), Aead::Auto)?,
         ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings, metrics, each_second: super::logging::tick })
@@ -130,20 +131,10 @@ fn busy_poll(value: &str) -> anyhow::Result<Duration> {
     })
 }
 
-/// `RINGWAY_IO`: what workers wait with.
-fn io(value: &str) -> anyhow::Result<Io> {
-    if value.is_empty() {
-        return Ok(Io::Auto);
-    }
-    value.parse().map_err(|what| anyhow!("RINGWAY_IO={value} is {what}"))
-}
-
-/// `RINGWAY_AEAD`: what seals and opens packets.
-fn aead(value: &str) -> anyhow::Result<Aead> {
-    if value.is_empty() {
-        return Ok(Aead::Auto);
-    }
-    value.parse().map_err(|what| anyhow!("RINGWAY_AEAD={value} is {what}"))
+/// A variable with one of a few names as its value.
+fn choice<T: FromStr<Err = &'static str>>(key: &str, value: Option<String>, default: T) -> anyhow::Result<T> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(default) };
+    value.parse().map_err(|what| anyhow!("{key}={value} is {what}"))
 }
 
 /// `RINGWAY_TXQUEUELEN`: packets.

@@ -1,11 +1,76 @@
-//! One receive by a plain call, for whoever knows from poll(2) that there is something.
+//! Waiting with poll(2) and receiving by plain calls: all that [`poll`](super::poll) does, and
+//! [`ring`](super::ring) while there is hardly any traffic.
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::time::{Duration, Instant};
 
-use super::{Datagrams, Event, Target, TunRead};
+use super::busy_poll::BusyPoll;
+use super::{Datagrams, Event, IoCounters, Target, TunRead};
 use crate::sys::arena::Slot;
+use crate::sys::poll::{self, PollFd};
 use crate::sys::socket;
+
+/// Asks poll(2) for `fds`, first awake if that is due, then asleep; zero does neither. Yields how long it waited.
+///
+/// # Errors
+/// Those of [`poll::wait`].
+pub fn ask(
+    fds: &mut [PollFd],
+    timeout: Option<Duration>,
+    busy_poll: &mut BusyPoll,
+    counters: &mut IoCounters,
+) -> io::Result<Duration> {
+    let begin = Instant::now();
+    if timeout == Some(Duration::ZERO) {
+        counters.polls += 1;
+        poll::wait(fds, timeout)?;
+        return Ok(begin.elapsed());
+    }
+    if busy_poll.is_due() && ask_awake(fds, timeout, busy_poll, counters)? {
+        return Ok(begin.elapsed());
+    }
+    counters.polls += 1;
+    counters.sleeps += 1;
+    let ready = poll::wait(fds, timeout)?;
+    let waited = begin.elapsed();
+    if ready > 0 {
+        busy_poll.woken_after(waited);
+    }
+    Ok(waited)
+}
+
+/// Asks again and again for a moment. True if something was found.
+fn ask_awake(
+    fds: &mut [PollFd],
+    timeout: Option<Duration>,
+    busy_poll: &mut BusyPoll,
+    counters: &mut IoCounters,
+) -> io::Result<bool> {
+    counters.busy_polls += 1;
+    let mut failed = None;
+    let hit = busy_poll.poll(timeout, || {
+        counters.polls += 1;
+        poll::wait(fds, Some(Duration::ZERO)).unwrap_or_else(|error| {
+            failed = Some(error);
+            1
+        }) > 0
+    });
+    counters.busy_poll_hits += u64::from(hit);
+    failed.map_or(Ok(hit), Err)
+}
+
+/// Reads the worker's eventfd, which is non-blocking. True if somebody had rung it.
+///
+/// # Errors
+/// Those of read(2), but not EAGAIN and EINTR.
+pub fn woken(mut wake: &File) -> io::Result<bool> {
+    match wake.read(&mut [0; 8]) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
 
 /// Receives from a non-blocking TUN queue or socket into `slot`. Yields the event and how many bytes came.
 ///

@@ -45,6 +45,17 @@ impl Patience {
     }
 }
 
+/// `timeout`, but no longer than until the first of `descriptors` pauses no more: it must then be looked at even if
+/// nothing else happens.
+pub fn bound<'a>(
+    timeout: Option<Duration>,
+    descriptors: impl Iterator<Item = &'a Patience>,
+) -> Option<Duration> {
+    let pause = descriptors.filter_map(Patience::retry_at).min();
+    let Some(pause) = pause.map(|at| at.saturating_duration_since(Instant::now())) else { return timeout };
+    Some(timeout.map_or(pause, |timeout| timeout.min(pause)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

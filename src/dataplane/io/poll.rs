@@ -9,16 +9,16 @@
 //! Reads of one descriptor are never in flight beside each other: what comes out is in order.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::busy_poll::BusyPoll;
 use super::depth::Depth;
-use super::patience::Patience;
+use super::patience::{self, Patience};
 use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, direct, lane_of};
 use crate::sys::arena::{Arena, Slot};
-use crate::sys::poll::{self, PollFd};
+use crate::sys::poll::PollFd;
 
 /// Turns in which a socket that is being replaced is still read, if it does not become empty before.
 const LAST_TURNS: u8 = 64;
@@ -80,59 +80,9 @@ impl Poll {
     /// for: then there is hardly more of it.
     fn ask(&mut self, fds: &mut [PollFd; 4], timeout: Option<Duration>) -> io::Result<bool> {
         let left_behind = self.lanes.iter().flatten().any(|lane| lane.more);
-        if timeout == Some(Duration::ZERO) || left_behind {
-            self.counters.polls += 1;
-            poll::wait(fds, Some(Duration::ZERO))?;
-            return Ok(false);
-        }
-        let begin = Instant::now();
-        if self.busy_poll.is_due() && self.ask_awake(fds, timeout)? {
-            return Ok(begin.elapsed() >= AT_ONCE);
-        }
-        self.counters.polls += 1;
-        self.counters.sleeps += 1;
-        let ready = poll::wait(fds, timeout)?;
-        let waited = begin.elapsed();
-        if ready > 0 {
-            self.busy_poll.woken_after(waited);
-        }
-        Ok(waited >= AT_ONCE)
-    }
-
-    /// Asks again and again for a moment. True if something was found.
-    fn ask_awake(&mut self, fds: &mut [PollFd; 4], timeout: Option<Duration>) -> io::Result<bool> {
-        self.counters.busy_polls += 1;
-        let (counters, mut failed) = (&mut self.counters, None);
-        let hit = self.busy_poll.poll(timeout, || {
-            counters.polls += 1;
-            poll::wait(fds, Some(Duration::ZERO)).unwrap_or_else(|error| {
-                failed = Some(error);
-                1
-            }) > 0
-        });
-        counters.busy_poll_hits += u64::from(hit);
-        failed.map_or(Ok(hit), Err)
-    }
-
-    /// A lane that pauses after failures must be looked at again even if nothing else happens.
-    fn bound(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let pause = self.lanes.iter().flatten().filter_map(|lane| lane.patience.retry_at()).min();
-        let Some(pause) = pause.map(|at| at.saturating_duration_since(Instant::now())) else {
-            return timeout;
-        };
-        Some(timeout.map_or(pause, |timeout| timeout.min(pause)))
-    }
-
-    fn woken(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        match (&self.wake).read(&mut [0; 8]) {
-            Ok(_) => {
-                self.counters.completions += 1;
-                events.push(Event::Wake);
-                Ok(())
-            }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let timeout = if left_behind { Some(Duration::ZERO) } else { timeout };
+        let waited = direct::ask(fds, timeout, &mut self.busy_poll, &mut self.counters)?;
+        Ok(timeout != Some(Duration::ZERO) && waited >= AT_ONCE)
     }
 }
 
@@ -142,14 +92,19 @@ impl Io for Poll {
             lane.begin_turn(events, &mut self.counters);
         }
         let mut fds = self.interests();
-        let waited = self.ask(&mut fds, self.bound(timeout))?;
+        let timeout = patience::bound(timeout, self.lanes.iter().flatten().map(|lane| &lane.patience));
+        let waited = self.ask(&mut fds, timeout)?;
         let [targets @ .., wake] = fds;
         for (lane, ready) in self.lanes.iter_mut().zip(targets) {
             if let Some(lane) = lane {
                 lane.serve(ready, waited, events, &mut self.counters);
             }
         }
-        if wake.revents == 0 { Ok(()) } else { self.woken(events) }
+        if wake.revents != 0 && direct::woken(&self.wake)? {
+            self.counters.completions += 1;
+            events.push(Event::Wake);
+        }
+        Ok(())
     }
 
     fn arm_writable(&mut self, target: Target) {
@@ -326,6 +281,7 @@ mod tests {
     use std::net::{Shutdown, UdpSocket};
     use std::os::fd::AsFd as _;
     use std::thread;
+    use std::time::Instant;
 
     use socket2::SockRef;
 

@@ -31,7 +31,7 @@ use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::busy_poll::{BUSY_POLL, BusyPoll};
-use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, lane_of};
+use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, direct, lane_of, patience};
 use crate::sys::eventfd::EventFd;
 
 mod buffers;
@@ -42,7 +42,7 @@ mod restrict;
 #[cfg(test)]
 mod tests;
 
-use calm::Calm;
+use calm::Mode;
 pub use error::RingError;
 use lane::{Flight, Lane, LaneKind};
 
@@ -118,7 +118,7 @@ pub struct Ring {
     uring: IoUring,
     state: State,
     busy_poll: BusyPoll,
-    calm: Calm,
+    mode: Mode,
 }
 
 /// All but the ring itself, so that completions can be handled while the ring is borrowed.
@@ -176,7 +176,7 @@ impl Ring {
             fatal: None,
             receive_slots: options.receive_slots,
         };
-        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll), calm: Calm::default() })
+        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll), mode: Mode::default() })
     }
 
     /// Makes a ring with a lane, as a worker does, and takes it down: whether this process may have one.
@@ -289,8 +289,9 @@ impl Io for Ring {
             return self.state.fatal.take().map_or(Ok(()), Err);
         }
         self.state.prepare(&mut self.uring.submission(), false);
-        let slept = self.enter(self.state.bound(timeout))?;
-        self.calm.slept(slept);
+        let lanes = self.state.lanes.iter().flatten();
+        let slept = self.enter(patience::bound(timeout, lanes.map(|lane| &lane.patience)))?;
+        self.mode = Mode::after(slept);
         self.collect(events);
         self.state.fatal.take().map_or(Ok(()), Err)
     }
@@ -361,15 +362,6 @@ impl State {
         for lane in self.lanes.iter_mut().flatten() {
             lane.prepare(queue, calm);
         }
-    }
-
-    /// A lane that pauses after failures must be armed again even if nothing else happens.
-    fn bound(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let pause = self.lanes.iter().flatten().filter_map(|lane| lane.patience.retry_at()).min();
-        let Some(pause) = pause.map(|at| at.saturating_duration_since(Instant::now())) else {
-            return timeout;
-        };
-        Some(timeout.map_or(pause, |timeout| timeout.min(pause)))
     }
 
     fn in_flight(&self) -> bool {

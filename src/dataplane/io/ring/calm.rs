@@ -5,12 +5,12 @@
 //! by some microseconds at each hop (measured, see docs/decisions/0033-calm.md). So after a sleep of [`QUIET`] the
 //! requests are cancelled, and started again once [`BUSY_WAITS`] waits in a row brought something without such a sleep.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::AsRawFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Event, Ring};
-use crate::sys::poll::{self, PollFd};
+use super::{Event, Ring, direct};
+use crate::sys::poll::PollFd;
 
 /// A sleep after which there is hardly any traffic: a round trip's worth many times over, and no pause of a stream.
 const QUIET: Duration = Duration::from_millis(5);
@@ -22,13 +22,8 @@ const BUSY_WAITS: u8 = 8;
 const CANCEL_TURNS: u8 = 8;
 
 /// Whether requests are in flight.
-#[derive(Debug, Default)]
-pub(super) struct Calm {
-    mode: Mode,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     /// They are.
     #[default]
     Armed,
@@ -38,12 +33,10 @@ enum Mode {
     Calm(u8),
 }
 
-impl Calm {
-    /// The ring has slept.
-    pub(super) fn slept(&mut self, time: Duration) {
-        if time >= QUIET {
-            self.mode = Mode::Ending;
-        }
+impl Mode {
+    /// What an armed ring is after a sleep.
+    pub(super) fn after(slept: Duration) -> Self {
+        if slept >= QUIET { Self::Ending } else { Self::Armed }
     }
 }
 
@@ -54,24 +47,21 @@ impl Ring {
         timeout: Option<Duration>,
         events: &mut Vec<Event>,
     ) -> io::Result<bool> {
-        if self.calm.mode == Mode::Armed {
+        if self.mode == Mode::Armed {
             return Ok(false);
         }
-        let Some(mut fds) = self.state.interests() else {
-            self.calm.mode = Mode::Armed;
+        let Some(fds) = self.state.interests() else {
+            self.mode = Mode::Armed;
             return Ok(false);
         };
-        if self.calm.mode == Mode::Ending {
+        if self.mode == Mode::Ending {
             let before = events.len();
-            self.calm.mode = if self.end_requests(events)? { Mode::Calm(0) } else { Mode::Armed };
-            if self.calm.mode == Mode::Armed {
+            self.mode = if self.end_requests(events)? { Mode::Calm(0) } else { Mode::Armed };
+            if events.len() > before || self.mode == Mode::Armed {
                 return Ok(events.len() > before);
             }
-            if events.len() > before {
-                return Ok(true);
-            }
         }
-        self.poll(&mut fds, timeout, events)?;
+        self.wait_by_poll(fds, timeout, events)?;
         Ok(true)
     }
 
@@ -88,72 +78,33 @@ impl Ring {
         Ok(false)
     }
 
-    fn poll(
+    fn wait_by_poll(
         &mut self,
-        fds: &mut [PollFd; 4],
+        mut fds: [PollFd; 4],
         timeout: Option<Duration>,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
         let before = events.len();
-        let slept = self.sleep_or_look(fds, timeout)?;
-        let [targets @ .., wake] = *fds;
+        let waited = direct::ask(&mut fds, timeout, &mut self.busy_poll, &mut self.state.counters)?;
+        let [targets @ .., wake] = fds;
         for (lane, ready) in self.state.lanes.iter_mut().zip(targets) {
             if let Some(lane) = lane.as_mut().filter(|_| ready.revents != 0) {
                 lane.receive_one(ready, events);
             }
         }
-        if wake.revents != 0 {
-            match (&self.state.wake.fd).read(&mut [0; 8]) {
-                Ok(_) => events.push(Event::Wake),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+        if wake.revents != 0 && direct::woken(&self.state.wake.fd)? {
+            events.push(Event::Wake);
         }
         let received = events.len() - before;
         self.state.counters.completions += received as u64;
-        self.calm.mode = match self.calm.mode {
-            _ if slept >= QUIET => Mode::Calm(0),
-            Mode::Calm(busy) if received > 0 && busy + 1 >= BUSY_WAITS => Mode::Armed,
-            Mode::Calm(busy) => Mode::Calm(busy + u8::from(received > 0)),
-            other => other,
-        };
+        if waited >= QUIET {
+            self.mode = Mode::Calm(0);
+        } else if let Mode::Calm(busy) = self.mode
+            && received > 0
+        {
+            self.mode = if busy + 1 < BUSY_WAITS { Mode::Calm(busy + 1) } else { Mode::Armed };
+        }
         Ok(())
-    }
-
-    /// Asks poll(2); yields how long that slept.
-    fn sleep_or_look(&mut self, fds: &mut [PollFd; 4], timeout: Option<Duration>) -> io::Result<Duration> {
-        let counters = &mut self.state.counters;
-        if timeout != Some(Duration::ZERO) && self.busy_poll.is_due() {
-            counters.busy_polls += 1;
-            let mut failed = None;
-            let hit = self.busy_poll.poll(timeout, || {
-                counters.polls += 1;
-                poll::wait(fds, Some(Duration::ZERO)).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    1
-                }) > 0
-            });
-            counters.busy_poll_hits += u64::from(hit);
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            if hit {
-                return Ok(Duration::ZERO);
-            }
-        }
-        counters.polls += 1;
-        if timeout == Some(Duration::ZERO) {
-            poll::wait(fds, timeout)?;
-            return Ok(Duration::ZERO);
-        }
-        counters.sleeps += 1;
-        let begin = Instant::now();
-        let ready = poll::wait(fds, timeout)?;
-        let slept = begin.elapsed();
-        if ready > 0 {
-            self.busy_poll.woken_after(slept);
-        }
-        Ok(slept)
     }
 }
 
