@@ -12,7 +12,7 @@ mod protocol;
 
 pub use control::{interface_name, uapi_set};
 pub use packets::{coalesce, inner_packet, received, split};
-pub use protocol::{datagram, handshake};
+pub use protocol::{datagram, frame, handshake};
 
 use crate::crypto::aead::{self, OpeningKey, Pieces, RUN, Sealed, Span, TAG_LEN};
 use crate::dataplane::allowed_ips::AllowedIps;
@@ -28,6 +28,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("allowed_ips", allowed_ips),
     ("coalesce", coalesce),
     ("datagram", datagram),
+    ("frame", frame),
     ("handshake", handshake),
     ("inner_packet", inner_packet),
     ("interface_name", interface_name),

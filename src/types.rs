@@ -104,6 +104,37 @@ impl WorkerId {
     }
 }
 
+/// What seals the data of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Suite {
+    /// WireGuard's; every peer opens it.
+    #[default]
+    ChaCha20Poly1305,
+    /// Between two Ringways that have agreed (docs/protocol.md).
+    Aes256Gcm,
+}
+
+impl Suite {
+    /// Its number in HELLO, and the byte that marks its messages.
+    #[must_use]
+    #[inline]
+    pub const fn mark(self) -> u8 {
+        match self {
+            Self::ChaCha20Poly1305 => 0,
+            Self::Aes256Gcm => 1,
+        }
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+            Self::Aes256Gcm => "AES-256-GCM",
+        })
+    }
+}
+
 /// A firewall mark for outer sockets (`SO_MARK`); 0 is "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(pub u32);

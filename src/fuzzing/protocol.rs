@@ -9,6 +9,7 @@ use crate::noise::index::IndexKey;
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{Role, ToOwner};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
+use crate::wire::frame::{self, Frame, Hello, Problem};
 use crate::wire::wireguard::{INITIATION_LEN, Kind, RESPONSE_LEN, TRANSPORT_OVERHEAD, TransportHeader};
 
 /// Reads a datagram as the outer sockets do. What it says of itself is what its bytes say.
@@ -25,6 +26,38 @@ pub fn datagram(data: &[u8]) {
         assert_eq!(word.get(usize::from(data[0]) - 1), Some(&kind));
         assert_eq!(data[1..4], [0; 3]);
     }
+}
+
+/// Reads a decrypted payload as a control frame. What is taken has a body of the strict kind: as many values as it
+/// declares, each found by its own key; and what is said in answer to it can be read.
+pub fn frame(data: &[u8]) {
+    let Ok(frame) = Frame::parse(data) else { return };
+    assert!(frame::is_frame(data));
+    let found = (0..64).filter(|key| frame.body.has(*key)).count();
+    let length = u32::from_le_bytes([data[12], data[13], data[14], data[15]]) as usize;
+    let declared = minicbor::Decoder::new(&data[frame::HEADER_LEN..][..length]).map();
+    assert_eq!(declared.ok().flatten(), Some(found as u64), "a key stands twice or is not found");
+    for key in 0..64 {
+        let kinds = [
+            frame.body.number(key).is_some(),
+            frame.body.bytes(key).is_some(),
+            frame.body.text(key).is_some(),
+        ];
+        assert!(kinds.iter().filter(|is| **is).count() <= usize::from(frame.body.has(key)));
+    }
+    let hello = Hello::read(frame.body);
+    if let Some(hello) = hello {
+        let again = hello.write(true);
+        assert_eq!(Frame::parse(&again).ok().and_then(|frame| Hello::read(frame.body)), Some(hello));
+    }
+    if let Some(data) = frame::ping_data(&frame) {
+        let pong = frame::pong(frame.stream_id, data, 0);
+        let read = Frame::parse(&pong).expect("a frame");
+        assert_eq!((frame::ping_data(&read), read.stream_id), (Some(data), frame.stream_id));
+    }
+    assert!(
+        Problem::read(frame.body).is_none_or(|p| p.retry_after.is_none_or(|s| s <= frame::LONGEST_DELAY))
+    );
 }
 
 const PEER: PeerId = PeerId { slot: 0, generation: 1 };

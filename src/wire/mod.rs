@@ -1,9 +1,11 @@
-//! What bytes on a wire mean: IP, TCP, UDP, virtio-net and WireGuard headers, and the Internet checksum.
+//! What bytes on a wire mean: IP, TCP, UDP, virtio-net and WireGuard headers, control frames, and the Internet
+//! checksum.
 //!
 //! Pure functions over slices, without I/O and without state. Every length is checked once, where a header is
 //! parsed; what comes out is typed and can be relied on. Writers take fixed-size arrays or check the length.
 
 pub mod checksum;
+pub mod frame;
 pub mod ip;
 pub mod tcp;
 pub mod udp;
