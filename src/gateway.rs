@@ -43,6 +43,7 @@ use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Drops};
 use crate::metrics::{HandshakeCounters, Series, WorkerCounters, histogram};
 use crate::net::manners::Applied;
+use crate::noise::agreement::Policy;
 use crate::noise::handshaker::Handshaker;
 use crate::noise::index::IndexKey;
 use crate::noise::timers::Limits;
@@ -122,6 +123,10 @@ pub struct Settings {
     pub io: config::Io,
     /// What seals and opens packets; the first gateway of a process decides for all.
     pub aead: config::Aead,
+    /// Say HELLO to every peer, not only answer it.
+    pub hello: bool,
+    /// Whether AES-256-GCM is used with peers that open it.
+    pub aes: config::Aes,
     /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
     pub offload: Offload,
     /// Lower the segment size of TCP connections to what fits the TUN device.
@@ -154,6 +159,8 @@ impl Default for Settings {
             queue_length: QUEUE_LENGTH,
             io: config::Io::Auto,
             aead: config::Aead::Auto,
+            hello: false,
+            aes: config::Aes::Auto,
             account: None,
             metrics: false,
         }
@@ -185,6 +192,18 @@ fn choose_aead(choice: config::Aead) {
     }
 }
 
+/// What is said to peers about suites, and said here.
+fn policy(settings: &Settings) -> Policy {
+    let aes = settings.aes == config::Aes::Auto && aead::has_vector_aes();
+    let reason = match (aes, settings.aes) {
+        (true, _) => "with peers that open it",
+        (false, config::Aes::Off) => "off (by choice)",
+        (false, config::Aes::Auto) => "off (this processor has no AES in vectors)",
+    };
+    tracing::info!(aes = reason, hello = settings.hello, "AES-256-GCM");
+    Policy { hello: settings.hello, aes }
+}
+
 impl Gateway {
     /// Starts workers and the handshake thread on an opened device, one worker per queue.
     ///
@@ -198,6 +217,7 @@ impl Gateway {
         let (port, sockets) = open_sockets(settings.listen_port, workers, settings.mark, index_key)
             .context("opening UDP sockets")?;
         choose_aead(settings.aead);
+        let policy = policy(&settings);
         let steering = start_steering(&device, workers);
         let (gone_tx, gone) = watch::channel(false);
         let mtu = device.queues.first().and_then(|queue| tun::link(queue).ok()).map_or(0, |link| link.mtu);
@@ -232,6 +252,7 @@ impl Gateway {
                     requests: requests.clone(),
                     index_key,
                     limits: settings.limits,
+                    policy,
                     mtu,
                     vnet_header: device.vnet_header,
                     board: boards.as_ref().and_then(|boards| boards.workers.get(i).cloned()),
@@ -535,6 +556,7 @@ impl DataPlane for Gateway {
                 last_handshake: peer.last_handshake.map(at),
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
+                suite: peer.suite,
             })
             .collect()
     }

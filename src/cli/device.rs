@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use crate::config::{Aead, Io, Listen, Metrics, Workers};
+use crate::config::{Aead, Aes, Io, Listen, Metrics, Workers};
 use crate::dataplane::io::busy_poll::{BUSY_POLL, MAX_BUSY_POLL};
 use crate::dataplane::offload::switches::Switch;
 use crate::gateway::dropin::{self, Options};
@@ -27,9 +27,10 @@ const REKEY_KNOB: &str = "RINGWAY_TEST_REKEY";
 ///
 /// # Errors
 /// A bad environment, or what serving says.
-pub fn run_device(name: InterfaceName, foreground: bool) -> anyhow::Result<()> {
+pub fn run_device(name: InterfaceName, foreground: bool, hello: bool) -> anyhow::Result<()> {
     super::logging::init();
-    let options = options(name, foreground, &|key| env::var_os(key))?;
+    let mut options = options(name, foreground, &|key| env::var_os(key))?;
+    options.settings.hello |= hello;
     dropin::run(options)
 }
 
@@ -62,6 +63,8 @@ fn options(
         metrics: metrics.listen != Listen::Off,
         io: choice("RINGWAY_IO", text("RINGWAY_IO"), Io::Auto)?,
         aead: choice("RINGWAY_AEAD", text("RINGWAY_AEAD"), Aead::Auto)?,
+        aes: choice("RINGWAY_AES", text("RINGWAY_AES"), Aes::Auto)?,
+        hello: text("RINGWAY_HELLO").as_deref() == Some("1"),
         ..Settings::default()
     };
     Ok(Options { name, foreground, workers, tun, uapi, settings, metrics, each_second: super::logging::tick })
@@ -230,6 +233,17 @@ mod tests {
         assert_eq!(io("uring").unwrap(), Io::Uring);
         assert_eq!(io("poll").unwrap(), Io::Poll);
         assert!(format!("{:#}", io("epoll").unwrap_err()).contains("RINGWAY_IO=epoll"));
+    }
+
+    #[test]
+    fn hello_and_aes() {
+        let settings = |pairs: &[_]| with(pairs).map(|o| (o.settings.hello, o.settings.aes));
+        assert_eq!(settings(&[]).unwrap(), (false, Aes::Auto));
+        assert_eq!(settings(&[("RINGWAY_HELLO", "0")]).unwrap(), (false, Aes::Auto));
+        let both = [("RINGWAY_HELLO", "1"), ("RINGWAY_AES", "off")];
+        assert_eq!(settings(&both).unwrap(), (true, Aes::Off));
+        let error = settings(&[("RINGWAY_AES", "on")]).unwrap_err();
+        assert!(format!("{error:#}").contains("RINGWAY_AES=on is neither 'auto' nor 'off'"));
     }
 
     #[test]

@@ -50,12 +50,15 @@ enum Verb {
     Genpsk,
 }
 
-/// `ringway [-f] IFNAME`
+/// `ringway [-f] [--hello] IFNAME`
 #[derive(Debug, Args)]
 struct DeviceArgs {
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
+    /// Tell every peer that this is Ringway, and use AES-256-GCM with those that are
+    #[arg(long)]
+    hello: bool,
     /// Make this TUN device and serve it as WireGuard
     #[arg(value_name = "IFNAME", required = true)]
     name: Option<String>,
@@ -80,7 +83,7 @@ pub fn run() -> ExitCode {
         Some(Verb::Pubkey) => keys::pubkey(),
         Some(Verb::Genpsk) => keys::genpsk(),
         None => match interface(cli.device.name.as_deref().unwrap_or_default()) {
-            Ok(name) => device::run_device(name, cli.device.foreground),
+            Ok(name) => device::run_device(name, cli.device.foreground, cli.device.hello),
             Err(error) => error.exit(),
         },
     };

@@ -46,6 +46,15 @@ fn other_words_are_devices() {
 }
 
 #[test]
+fn a_device_says_hello_only_when_it_is_told_to() {
+    for (words, hello) in
+        [(&["wg0"][..], false), (&["--hello", "wg0"], true), (&["-f", "wg0", "--hello"], true)]
+    {
+        assert_eq!(parse(words).unwrap().device.hello, hello, "{words:?}");
+    }
+}
+
+#[test]
 fn misuse_is_code_2_and_help_is_code_0() {
     for words in [&[][..], &["-f"], &["wg0", "wg1"], &["--bogus", "wg0"], &["genkey", "x"]] {
         assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");

@@ -25,7 +25,7 @@ use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::net::name::InterfaceName;
 use crate::types::{Address, Mark, Offload, Prefix, PublicKey};
 
-pub use value::{Aead, Io, Level, Listen, LogFormat, Workers};
+pub use value::{Aead, Aes, Io, Level, Listen, LogFormat, Workers};
 
 /// Where the file is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ringway/gateway.toml";
@@ -69,6 +69,8 @@ pub struct Gateway {
     pub io: Io,
     /// What seals and opens packets.
     pub aead: Aead,
+    /// Whether AES-256-GCM is used with peers that open it.
+    pub aes: Aes,
     /// Packets that the device queues towards a worker (txqueuelen).
     #[serde(deserialize_with = "value::queue_length")]
     pub queue_length: u32,
@@ -177,6 +179,7 @@ impl Default for Gateway {
             busy_poll: BUSY_POLL,
             io: Io::Auto,
             aead: Aead::Auto,
+            aes: Aes::Auto,
             queue_length: 500,
             user: String::new(),
             forwarding: Forwarding::default(),

@@ -77,6 +77,28 @@ impl FromStr for Aead {
     }
 }
 
+/// Whether AES-256-GCM is used with peers that open it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Aes {
+    /// Where the processor has it in vectors.
+    Auto,
+    /// Nowhere.
+    Off,
+}
+
+impl FromStr for Aes {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => Err("neither 'auto' nor 'off'"),
+        }
+    }
+}
+
 /// Where the metrics' HTTP listener is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {

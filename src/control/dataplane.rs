@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::control::errno::Errno;
 use crate::dataplane::offload::switches::Switch;
-use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, WorkerId};
+use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, Suite, WorkerId};
 
 /// A peer at its making.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct PeerStats {
     pub rx_bytes: u64,
     /// Sent to it, bytes of outer UDP payload.
     pub tx_bytes: u64,
+    /// What data to it is sealed with; `None` without a session.
+    pub suite: Option<Suite>,
 }
 
 /// The packet path, as the control thread sees it.

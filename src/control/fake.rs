@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::dataplane::{Assignment, DataPlane, NewPeer, PeerStats};
 use super::errno::Errno;
 use crate::dataplane::offload::switches::Switch;
-use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, WorkerId};
+use crate::types::{Mark, PeerId, Prefix, PublicKey, Secret, Suite, WorkerId};
 
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +171,7 @@ impl DataPlane for Fake {
                 last_handshake: peer.keepalive.map(|_| Duration::new(1_700_000_000, 5)),
                 rx_bytes: 1000 + u64::from(id.slot),
                 tx_bytes: 2000 + u64::from(id.slot),
+                suite: peer.keepalive.map(|_| Suite::Aes256Gcm),
             })
             .collect()
     }

@@ -1,21 +1,21 @@
 //! ChaCha20-Poly1305 (RFC 8439) as WireGuard uses it: nonce = four zero bytes and the 64-bit little-endian counter,
-//! no associated data on transport messages.
+//! no associated data on transport messages. AES-256-GCM with the same nonce is the other [`Suite`].
 //!
 //! The interface is a *run*: packets of one keypair, with consecutive counters to seal and any counters to open. Where
-//! the processor can, runs of some length go through `lanes`, several packets side by side; what
-//! is left, and everything on other processors, goes through `ring`, one packet after the other.
+//! the processor can, runs of ChaCha20-Poly1305 go through `lanes`, several packets side by side; what is left,
+//! AES-256-GCM, and everything on other processors, goes through `ring`, one packet after the other.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 
 use arrayvec::ArrayVec;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use subtle::Choice;
 
 use super::lanes::{self, Packet, Tags, Width};
 use crate::mutation::holds;
-use crate::types::Secret;
+use crate::types::{Secret, Suite};
 
 /// Bytes that authentication adds behind a ciphertext.
 pub const TAG_LEN: usize = 16;
@@ -30,6 +30,42 @@ pub struct Span {
     pub start: usize,
     /// Length of the text without its tag.
     pub len: usize,
+}
+
+/// A key, and the suite that it is for: two suites never share one.
+#[derive(Clone, Copy, Debug)]
+pub struct Key<'a> {
+    /// What it seals with.
+    pub suite: Suite,
+    /// Its 32 bytes.
+    pub secret: &'a Secret,
+}
+
+impl<'a> From<&'a Secret> for Key<'a> {
+    /// WireGuard's suite.
+    fn from(secret: &'a Secret) -> Self {
+        Self { suite: Suite::ChaCha20Poly1305, secret }
+    }
+}
+
+/// True if this processor has AES in vectors, so that AES-256-GCM is the faster suite.
+#[must_use]
+pub fn has_vector_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected;
+        is_x86_feature_detected!("aes")
+            && is_x86_feature_detected!("pclmulqdq")
+            && is_x86_feature_detected!("vaes")
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        std::arch::is_aarch64_feature_detected!("aes")
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        false
+    }
 }
 
 /// What seals and opens.
@@ -75,7 +111,10 @@ pub fn implementation() -> Implementation {
 }
 
 /// How many of the packets with these lengths come next, and by what.
-fn plan(lens: &[usize]) -> (usize, Option<Width>) {
+fn plan(suite: Suite, lens: &[usize]) -> (usize, Option<Width>) {
+    if suite != Suite::ChaCha20Poly1305 {
+        return (1, None);
+    }
     let width = lanes::plan(lens).filter(|_| implementation() == Implementation::Lanes);
     (width.map_or(1, |width| width.lanes().min(lens.len())), width)
 }
@@ -86,9 +125,13 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-fn cipher(key: &Secret) -> Option<LessSafeKey> {
-    // Fails only for a wrong key length; `Secret` has 32 bytes, ChaCha20's length.
-    UnboundKey::new(&CHACHA20_POLY1305, &key.0).ok().map(LessSafeKey::new)
+fn cipher(key: Key<'_>) -> Option<LessSafeKey> {
+    let algorithm = match key.suite {
+        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        Suite::Aes256Gcm => &AES_256_GCM,
+    };
+    // Fails only for a wrong key length; `Secret` has 32 bytes, as both suites want.
+    UnboundKey::new(algorithm, &key.secret.0).ok().map(LessSafeKey::new)
 }
 
 /// Takes ranges out of a buffer, from its beginning to its end, as slices of their own.
@@ -119,21 +162,22 @@ impl<'a> Pieces<'a> {
 /// Seals `spans` of `buffer`, which follow each other, in place with the counters `first_counter`, `first_counter + 1`,
 /// … and writes each tag behind its text. False if a span does not fit; nothing of the run is then usable.
 #[must_use]
-pub fn seal_run(key: &Secret, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
+pub fn seal_run<'k>(key: impl Into<Key<'k>>, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
+    let key = key.into();
     let Some(cipher) = cipher(key) else { return false };
     let mut pieces = Pieces::of(buffer);
     let mut counter = first_counter;
     let mut rest = spans;
     while !rest.is_empty() {
         let lens: ArrayVec<usize, RUN> = rest.iter().map(|span| span.len).take(RUN).collect();
-        let (count, width) = plan(&lens);
+        let (count, width) = plan(key.suite, &lens);
         let (now, later) = rest.split_at(count);
         let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
         let mut places = ArrayVec::<&mut [u8], RUN>::new();
         for span in now {
             let Some(piece) = pieces.take(span.start..span.start + span.len + TAG_LEN) else { return false };
             let (text, tag) = piece.split_at_mut(span.len);
-            packets.push(Packet { key: &key.0, counter, text });
+            packets.push(Packet { key: &key.secret.0, counter, text });
             places.push(tag);
             counter = counter.wrapping_add(1);
         }
@@ -205,6 +249,7 @@ impl DerefMut for Authentic<'_> {
 
 /// A key prepared for opening a run; made once per run, not per packet.
 pub struct OpeningKey {
+    suite: Suite,
     cipher: LessSafeKey,
     key: Secret,
 }
@@ -212,8 +257,9 @@ pub struct OpeningKey {
 impl OpeningKey {
     /// Prepares `key`. `None` never happens for a 32-byte key.
     #[must_use]
-    pub fn new(key: &Secret) -> Option<Self> {
-        Some(Self { cipher: cipher(key)?, key: key.clone() })
+    pub fn new<'k>(key: impl Into<Key<'k>>) -> Option<Self> {
+        let key = key.into();
+        Some(Self { suite: key.suite, cipher: cipher(key)?, key: key.secret.clone() })
     }
 }
 
@@ -226,7 +272,7 @@ pub fn open_run<'a>(
     let mut opened = ArrayVec::new();
     let mut messages = messages.into_iter();
     while opened.len() < lens.len() {
-        let (count, width) = plan(&lens[opened.len()..]);
+        let (count, width) = plan(key.suite, &lens[opened.len()..]);
         let mut tags = Tags::default();
         let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
         for (Sealed { counter, text, tag }, given) in messages.by_ref().take(count).zip(&mut tags) {
@@ -291,7 +337,7 @@ fn self_test() -> bool {
                 packets.iter().zip(&plain).zip(&secrets).zip(tags).all(|(((packet, plain), secret), tag)| {
                     let mut text = plain.clone();
                     let mut alone = [Packet { key: &secret.0, counter: packet.counter, text: &mut text }];
-                    let sealed = cipher(secret).and_then(|cipher| seal_each(&cipher, &mut alone));
+                    let sealed = cipher(secret.into()).and_then(|cipher| seal_each(&cipher, &mut alone));
                     sealed.is_some_and(|tags| tags[0] == tag) && *packet.text == text
                 });
             // Opened with one tag of another packet.

@@ -14,7 +14,7 @@ use crate::metrics::WorkerCounters;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::eventfd::EventFd;
-use crate::types::{Endpoint, PeerId, Prefix, WorkerId};
+use crate::types::{Endpoint, PeerId, Prefix, Suite, WorkerId};
 use crate::wire::wireguard::INITIATION_LEN;
 
 /// Key messages that may wait for a worker; the handshake thread begins no work while a queue is full.
@@ -175,6 +175,8 @@ pub struct PeerReport {
     pub rx_bytes: u64,
     /// Sent bytes, outer.
     pub tx_bytes: u64,
+    /// What data to it is sealed with; `None` without a session.
+    pub suite: Option<Suite>,
 }
 
 impl PeerReport {
@@ -188,6 +190,7 @@ impl PeerReport {
             last_handshake: stats.last_handshake,
             rx_bytes: stats.rx_bytes,
             tx_bytes: stats.tx_bytes,
+            suite: session.suite(),
         }
     }
 }

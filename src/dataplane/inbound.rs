@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::frames;
 use super::handoff::{Handover, Request};
 use super::io::Datagrams;
 use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
@@ -22,9 +23,9 @@ use crate::mutation::holds;
 use crate::noise::peer_session::{KeypairRef, Refused};
 use crate::sys::arena::Slot;
 use crate::sys::tun;
-use crate::types::Endpoint;
+use crate::types::{Endpoint, Suite};
 use crate::wire::wireguard::{INITIATION_LEN, Kind, TRANSPORT_HEADER_LEN, TransportHeader};
-use crate::wire::{ip, virtio};
+use crate::wire::{frame, ip, virtio};
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ struct Origin {
 /// The session that a run of datagrams belongs to, looked up once.
 struct Opened {
     index: u32,
+    suite: Suite,
     slot: u32,
     keypair: KeypairRef,
     key: OpeningKey,
@@ -163,7 +165,7 @@ impl Inbound {
         waiting: &mut Waiting,
     ) {
         let bytes = &mut buffer[range.clone()];
-        let Some(TransportHeader { receiver: index, counter }) = TransportHeader::parse(bytes) else {
+        let Some(TransportHeader { receiver: index, counter, suite }) = TransportHeader::parse(bytes) else {
             match Kind::of(bytes) {
                 // No longer than an initiation: the kind says the length.
                 Some(_) => core.request(Request::Message {
@@ -174,10 +176,10 @@ impl Inbound {
             }
             return;
         };
-        if run.as_ref().is_none_or(|run| run.index != index) {
+        if run.as_ref().is_none_or(|run| run.index != index || run.suite != suite) {
             self.open(core, buffer, run, waiting, origin.tos);
             settle(core, run.take());
-            *run = self.session_of(core, index, &buffer[range.clone()], origin);
+            *run = self.session_of(core, index, suite, &buffer[range.clone()], origin);
         }
         let Some(of) = run else { return };
         let now = core.now;
@@ -230,7 +232,14 @@ impl Inbound {
     }
 
     /// The session that a receiver index names; a datagram of another worker's session is handed over.
-    fn session_of(&mut self, core: &mut Core, index: u32, bytes: &[u8], origin: Origin) -> Option<Opened> {
+    fn session_of(
+        &mut self,
+        core: &mut Core,
+        index: u32,
+        suite: Suite,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Option<Opened> {
         let Some(slot) = core.peers.slot_of_index(index) else {
             let owner = core.owner_of_index(index);
             if owner == core.id {
@@ -244,8 +253,12 @@ impl Inbound {
         };
         let session = &core.peers.by_slot(slot)?.session;
         let keypair = session.keypair(index)?;
-        let key = OpeningKey::new(session.opening_key(keypair)?)?;
-        Some(Opened { index, slot, keypair, key, endpoint: origin.endpoint, bytes: 0, data: false })
+        let Some(key) = session.opening_key(keypair, suite) else {
+            core.counters.drops.count(Drop::SuiteNotDeclared);
+            return None;
+        };
+        let key = OpeningKey::new(key)?;
+        Some(Opened { index, suite, slot, keypair, key, endpoint: origin.endpoint, bytes: 0, data: false })
     }
 
     fn push(&mut self, core: &mut Core, slot: &[u8], place: Place) {
@@ -327,11 +340,16 @@ fn accept(
     run.data |= !text.is_empty();
     core.counters.rx_packets += 1;
     core.counters.rx_bytes += outer;
+    core.counters.aes_in += u64::from(run.suite == Suite::Aes256Gcm);
     if text.is_empty() {
         core.counters.keepalives += 1;
         return None;
     }
     let id = peer.id;
+    if frame::is_frame(&text) {
+        frames::handle(core, run.slot, run.keypair, run.suite, &text);
+        return None;
+    }
     let Some(header) = ip::Header::parse(&text) else {
         core.counters.drops.count(Drop::InnerMalformed);
         return None;

@@ -15,6 +15,8 @@
 //! 4. one `sendmsg` per run (UDP_SEGMENT);
 //! 5. buffers return last-in-first-out.
 //!
+//! A decrypted message that is a control frame leaves at step 3 to [`frames`].
+//!
 //! [`worker`] is the loop around both, [`peers`] the table of sessions, [`handoff`] the way to other threads,
 //! [`handshake`] the thread where public-key cryptography happens, [`steering`] what makes packets land on their
 //! owner. A bad packet never ends a batch: it is dropped, with a reason from [`crate::metrics::drops::Drop`].
@@ -24,6 +26,7 @@ use std::sync::Arc;
 
 pub mod admission;
 pub mod allowed_ips;
+pub mod frames;
 pub mod handoff;
 pub mod handshake;
 pub mod inbound;

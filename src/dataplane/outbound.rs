@@ -22,9 +22,10 @@ use super::offload::switches::{Reason, Switch};
 use super::worker::Core;
 use crate::crypto::aead::{self, Span};
 use crate::metrics::drops::Drop;
+use crate::noise::peer_session::Reserved;
 use crate::sys::arena::{Arena, Slot};
 use crate::sys::socket;
-use crate::types::{Endpoint, PeerId, Time};
+use crate::types::{Endpoint, PeerId, Suite, Time};
 use crate::wire::ip;
 use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TransportHeader, padded_len};
 
@@ -41,6 +42,19 @@ pub const HANDSHAKE_TOS: u8 = 0x88;
 const PLAIN_ENDPOINTS: usize = 64;
 /// How long such an endpoint goes without.
 const PLAIN_FOR: Duration = Duration::from_secs(600);
+
+/// What the packets of a run have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Common {
+    /// The peer's slot.
+    peer: u32,
+    remote_index: u32,
+    suite: Suite,
+    tos: u8,
+    /// False for a keepalive.
+    data: bool,
+}
+
 /// Packets of one peer, gathered for one send.
 struct Run {
     slot: Slot,
@@ -51,12 +65,8 @@ struct Run {
     segment: usize,
     /// A shorter packet was the last one that fits.
     closed: bool,
-    peer: u32,
     first_counter: u64,
-    remote_index: u32,
-    tos: u8,
-    /// False for a keepalive.
-    data: bool,
+    common: Common,
 }
 
 /// A sealed run on its way.
@@ -163,9 +173,16 @@ impl Outbound {
         let syn = packet.segments() == 1
             && core.on.is_on(Switch::MssClamp)
             && mss::may_be_syn(packet.bytes(), packet.ip());
+        let common = Common {
+            peer: slot,
+            remote_index: reserved.remote_index,
+            suite: reserved.suite,
+            tos,
+            data: true,
+        };
         for (i, counter) in (from..packet.segments()).zip(reserved.first_counter..) {
             let padded = padded_len(packet.segment_len(i), mtu);
-            if !self.make_room(core, slot, reserved.remote_index, counter, tos, padded, true) {
+            if !self.make_room(core, common, counter, padded) {
                 return Progress::Stopped(i);
             }
             if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
@@ -185,31 +202,49 @@ impl Outbound {
         let now = core.now;
         let Some(peer) = core.peers.by_slot(slot) else { return };
         let Some(reserved) = peer.session.reserve(1, now) else { return };
-        self.flush(core);
-        if self.make_room(core, slot, reserved.remote_index, reserved.first_counter, 0, 0, false) {
-            let _ = self.run.as_mut().and_then(|run| run.append(0, reserved.first_counter));
-            self.flush(core);
+        self.alone(core, slot, reserved, &[]);
+    }
+
+    /// Puts a control frame for `peer` on its way, sealed with `suite` if the keypair that sends may; not one that is
+    /// larger than the device's MTU.
+    pub fn frame(&mut self, core: &mut Core, slot: u32, suite: Suite, frame: &[u8]) {
+        let now = core.now;
+        if core.mtu > 0 && frame.len() > core.mtu as usize {
+            return core.counters.drops.count(Drop::TooLarge);
         }
+        let Some(peer) = core.peers.by_slot(slot) else { return };
+        // Nobody is asked to come for the sake of a frame.
+        if !peer.session.can_send(now) {
+            return;
+        }
+        let Some(reserved) = peer.session.reserve_in(suite, now) else { return };
+        core.counters.frames_out += 1;
+        self.alone(core, slot, reserved, frame);
+    }
+
+    /// Puts one message on its way, by itself.
+    fn alone(&mut self, core: &mut Core, slot: u32, reserved: Reserved, text: &[u8]) {
+        self.flush(core);
+        let Reserved { first_counter, remote_index, suite } = reserved;
+        let common = Common { peer: slot, remote_index, suite, tos: 0, data: !text.is_empty() };
+        let padded = padded_len(text.len(), core.mtu as usize);
+        if !self.make_room(core, common, first_counter, padded) {
+            return;
+        }
+        if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, first_counter)) {
+            let (place, padding) = space.split_at_mut(text.len().min(padded));
+            place.copy_from_slice(text.get(..place.len()).unwrap_or_default());
+            padding.fill(0);
+        }
+        self.flush(core);
     }
 
     /// Makes the open run one that takes a packet of `padded` bytes. False if there is no send buffer.
-    #[allow(clippy::too_many_arguments, reason = "the properties that a run has in common")]
-    fn make_room(
-        &mut self,
-        core: &mut Core,
-        peer: u32,
-        remote_index: u32,
-        counter: u64,
-        tos: u8,
-        padded: usize,
-        data: bool,
-    ) -> bool {
+    fn make_room(&mut self, core: &mut Core, common: Common, counter: u64, padded: usize) -> bool {
         let limit = self.segment_limit;
         if let Some(run) = &self.run {
-            let same =
-                run.peer == peer && run.remote_index == remote_index && run.tos == tos && run.data == data;
             let next = run.first_counter + run.spans.len() as u64;
-            if same && next == counter && run.fits(padded, limit) {
+            if run.common == common && next == counter && run.fits(padded, limit) {
                 return true;
             }
             self.flush(core);
@@ -221,11 +256,8 @@ impl Outbound {
             used: 0,
             segment: padded + TRANSPORT_OVERHEAD,
             closed: false,
-            peer,
             first_counter: counter,
-            remote_index,
-            tos,
-            data,
+            common,
         });
         true
     }
@@ -233,11 +265,12 @@ impl Outbound {
     /// Seals the open run and sends it.
     pub fn flush(&mut self, core: &mut Core) {
         let Some(mut run) = self.run.take() else { return };
-        let Some(peer) = core.peers.by_slot(run.peer) else { return };
+        let Common { peer: slot, remote_index, suite, tos, data } = run.common;
+        let Some(peer) = core.peers.by_slot(slot) else { return };
         let packets = run.spans.len() as u64;
         let sealed = peer
             .session
-            .sending_key(run.remote_index)
+            .sealing_key(remote_index, suite, run.used)
             .is_some_and(|key| aead::seal_run(key, run.first_counter, &mut run.slot, &run.spans));
         let Some(endpoint) = peer.session.endpoint() else {
             core.counters.drops.add(Drop::NoEndpoint, packets);
@@ -247,11 +280,12 @@ impl Outbound {
             core.counters.drops.add(Drop::SendFailed, packets);
             return;
         }
-        peer.session.sent(run.data, run.used as u64, core.now);
+        peer.session.sent(data, run.used as u64, core.now);
         let id = peer.id;
         core.counters.tx_packets += packets;
         core.counters.tx_bytes += run.used as u64;
-        core.touch(run.peer);
+        core.counters.aes_out += if suite == Suite::Aes256Gcm { packets } else { 0 };
+        core.touch(slot);
         let plain = self.is_plain(endpoint.remote, core.now);
         let sealed = Sealed {
             slot: run.slot,
@@ -260,7 +294,7 @@ impl Outbound {
             segment: run.segment,
             plain,
             endpoint,
-            tos: run.tos,
+            tos,
             peer: id,
         };
         self.enqueue(core, sealed);
@@ -413,7 +447,8 @@ impl Run {
         if end > self.slot.len() || self.spans.try_push(Span { start, len: padded }).is_err() {
             return None;
         }
-        let header = TransportHeader { receiver: self.remote_index, counter };
+        let Common { remote_index: receiver, suite, .. } = self.common;
+        let header = TransportHeader { receiver, counter, suite };
         self.slot[self.used..start].copy_from_slice(&header.to_bytes());
         self.closed = padded + TRANSPORT_OVERHEAD < self.segment;
         self.used = end;

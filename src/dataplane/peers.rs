@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
 use super::allowed_ips::AllowedIps;
+use super::frames::Allowance;
 use crate::mutation::holds;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Wheel;
@@ -47,6 +48,8 @@ pub struct Peer {
     pub due: bool,
     /// It wants a keepalive sent if nothing else is.
     pub keepalive: bool,
+    /// How many of its control frames are looked at.
+    pub frames: Allowance,
 }
 
 /// The table.
@@ -92,6 +95,7 @@ impl Peers {
             established: false,
             due: false,
             keepalive: false,
+            frames: Allowance::default(),
         })?;
         self.count += 1;
         Ok(())

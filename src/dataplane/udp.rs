@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::noise::index::{IndexKey, M0, M1, M2, SHIFTS};
 use crate::sys::socket;
-use crate::types::Mark;
+use crate::types::{Mark, Suite};
 use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN, TRANSPORT_OVERHEAD};
 
 /// Send and receive buffer of each socket, bytes.
@@ -251,6 +251,9 @@ const fn type_word(message: u8) -> u32 {
     (message as u32) << 24
 }
 
+/// The same of a transport message that bears the mark of a suite.
+const MARKED_WORD: u32 = type_word(4) | (Suite::Aes256Gcm.mark() as u32) << 16;
+
 /// The program on the group, in classic BPF (Linux `Documentation/networking/filter.rst`): A is the accumulator, X
 /// the index register, offset 0 the first byte of the UDP payload; a load beyond the end would end the program
 /// with 0, so the length is checked first.
@@ -260,7 +263,7 @@ fn program(workers: u16, key: IndexKey) -> Vec<libc::sock_filter> {
         BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_TXA, BPF_W, BPF_X, BPF_XOR,
     };
     /// Where the parts begin; jumps are counted from the instruction after.
-    const LENGTHS: u8 = 8;
+    const LENGTHS: u8 = 9;
     const HANDSHAKE: u8 = LENGTHS + 6;
     const SPREAD: u8 = HANDSHAKE + 1;
     const HASH: u8 = SPREAD + 1;
@@ -280,9 +283,10 @@ fn program(workers: u16, key: IndexKey) -> Vec<libc::sock_filter> {
         tax,
         insn(BPF_LD | BPF_W | BPF_ABS, 0),
         jump(4, BPF_JEQ, type_word(4), HASH, 5),
-        jump(5, BPF_JEQ, type_word(1), LENGTHS, 6),
-        jump(6, BPF_JEQ, type_word(2), LENGTHS + 2, 7),
-        jump(7, BPF_JEQ, type_word(3), LENGTHS + 4, SPREAD),
+        jump(5, BPF_JEQ, MARKED_WORD, HASH, 6),
+        jump(6, BPF_JEQ, type_word(1), LENGTHS, 7),
+        jump(7, BPF_JEQ, type_word(2), LENGTHS + 2, 8),
+        jump(8, BPF_JEQ, type_word(3), LENGTHS + 4, SPREAD),
     ];
     for (at, len) in
         [LENGTHS, LENGTHS + 2, LENGTHS + 4].into_iter().zip([INITIATION_LEN, RESPONSE_LEN, COOKIE_REPLY_LEN])

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Sockets;
+use super::frames::{self, Answer};
 use super::handoff::{
     Handover, KEY_QUEUE, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
 };
@@ -23,12 +24,16 @@ use super::peers::Peers;
 use crate::metrics::board::Board;
 use crate::metrics::drops::Drop;
 use crate::metrics::{WorkerCounters, WorkerGauges};
+use crate::noise::agreement::Policy;
 use crate::noise::index::IndexKey;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Limits;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::clock;
-use crate::types::{PeerId, Time, WorkerId};
+use crate::types::{PeerId, Suite, Time, WorkerId};
+use crate::wire::frame::Bytes;
+
+mod due;
 
 #[cfg(test)]
 mod allocations;
@@ -72,6 +77,9 @@ pub struct Core {
     backlog: VecDeque<Request>,
     index_key: IndexKey,
     limits: Limits,
+    policy: Policy,
+    /// Control frames that answer those of this turn.
+    answers: frames::Answers,
     staged_bytes: usize,
     /// Peers with a keypair.
     sessions: u64,
@@ -96,6 +104,8 @@ pub struct Parts {
     pub index_key: IndexKey,
     /// Protocol constants; a release build has the paper's.
     pub limits: Limits,
+    /// Who says HELLO, and whether AES-256-GCM is used.
+    pub policy: Policy,
     /// The device's MTU, bytes.
     pub mtu: u32,
     /// Each packet of the TUN queue has a virtio-net header before it.
@@ -124,6 +134,8 @@ impl Core {
             backlog: VecDeque::new(),
             index_key: parts.index_key,
             limits: parts.limits,
+            policy: parts.policy,
+            answers: frames::Answers::new(),
             staged_bytes: 0,
             sessions: 0,
             board: parts.board,
@@ -149,6 +161,13 @@ impl Core {
     pub fn owner_of_index(&self, index: u32) -> WorkerId {
         // At most 65,535 workers by the type of WorkerId.
         self.index_key.owner(index, self.workers.len() as u16)
+    }
+
+    /// Keeps the answer to a control frame until the end of the turn.
+    pub fn answer(&mut self, slot: u32, suite: Suite, frame: Bytes) {
+        if self.answers.try_push(Answer { slot, suite, frame }).is_err() {
+            self.counters.drops.count(Drop::FrameLimit);
+        }
     }
 
     /// Gives a packet to the worker that owns it.
@@ -204,7 +223,9 @@ impl Core {
             }
         }
         self.counters.drops.add(Drop::StagedExpired, u64::from(actions.staged_dropped));
-        if actions.flush_staged || actions.keepalive {
+        self.counters.aes_agreed += u64::from(actions.suite.agreed);
+        self.counters.aes_refused += u64::from(actions.suite.refused);
+        if actions.flush_staged || actions.keepalive || actions.frames {
             self.ask(slot, actions.keepalive);
         }
         self.peers.arm(slot);
@@ -330,6 +351,7 @@ impl<I: Io> Worker<I> {
         self.messages();
         self.core.settle_touched();
         self.timers();
+        self.serve_answers();
         self.serve_due();
         self.unstall();
         self.outbound.flush(&mut self.core);
@@ -606,7 +628,9 @@ impl<I: Io> Worker<I> {
         match message {
             ToWorker::AddPeer(id) => {
                 let seed = u64::from(id.slot) ^ now.as_nanos();
-                if let Err(error) = core.peers.add(id, PeerSession::new(id, core.limits, seed)) {
+                if let Err(error) =
+                    core.peers.add(id, PeerSession::new(id, core.limits, seed).with_policy(core.policy))
+                {
                     tracing::error!(%error, "no memory for a peer's session");
                 }
             }
@@ -695,51 +719,6 @@ impl<I: Io> Worker<I> {
             self.core.settle(slot);
         }
         self.expired = expired;
-    }
-
-    /// Sends what sessions asked for: staged packets first, and a keepalive if there were none.
-    fn serve_due(&mut self) {
-        // Sessions may ask again meanwhile: that is for the next turn.
-        for _ in 0..self.core.due.len() {
-            let Some(slot) = self.core.due.pop_front() else { break };
-            let Some(peer) = self.core.peers.by_slot(slot) else { continue };
-            peer.due = false;
-            let keepalive = std::mem::take(&mut peer.keepalive);
-            if !self.serve(slot, keepalive) {
-                self.core.ask(slot, keepalive);
-            }
-        }
-    }
-
-    /// False if there was no send buffer for all of it.
-    fn serve(&mut self, slot: u32, keepalive: bool) -> bool {
-        if !self.stalled.is_empty() {
-            return false;
-        }
-        let core = &mut self.core;
-        let mut sent = false;
-        while let Some(peer) = core.peers.by_slot(slot) {
-            if !peer.session.can_send(core.now) {
-                return true;
-            }
-            if !self.outbound.has_room() {
-                return false;
-            }
-            let Some(read) = peer.session.pop_staged() else { break };
-            let Ok(packet) = core.parse(&read) else { continue };
-            sent = true;
-            if let Progress::Stopped(next) = self.outbound.packet(core, slot, &packet, 0) {
-                self.pause_tun();
-                self.stalled.push_front((Packet::Copy(read), next));
-                return false;
-            }
-        }
-        self.outbound.flush(core);
-        if keepalive && !sent {
-            self.outbound.keepalive(core, slot);
-        }
-        core.settle(slot);
-        true
     }
 
     fn report(&mut self) -> WorkerReport {

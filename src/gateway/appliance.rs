@@ -183,6 +183,8 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
         busy_poll: config.busy_poll,
         io: config.io,
         aead: config.aead,
+        hello: false,
+        aes: config.aes,
         offload: config.offload,
         mss_clamp: config.forwarding.mss_clamp,
         queue_length: config.queue_length,

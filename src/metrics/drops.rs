@@ -38,9 +38,17 @@ reasons! {
     TooOld "too_old" "transport message whose counter lies behind the replay window";
     CounterLimit "counter_limit" "transport message whose counter is beyond Reject-After-Messages";
     KeypairExpired "keypair_expired" "transport message in a keypair older than Reject-After-Time";
+    SuiteNotDeclared "suite_not_declared"
+        "transport message marked with a cipher suite that this session has not said it opens";
     Unauthentic "unauthentic" "transport message that did not authenticate";
     InnerMalformed "inner_malformed" "decrypted payload that is no IPv4 or IPv6 packet, or shorter than it says";
     SourceNotAllowed "source_not_allowed" "decrypted packet whose source address is not the peer's";
+    FrameMalformed "frame_malformed" "control frame that is short, longer than it is, or no strict CBOR";
+    FrameUnhandled "frame_unhandled" "control frame of an operation that is not defined, or not handled yet";
+    FrameRefused "frame_refused"
+        "control frame of another version, or without what its operation asks for; a request is answered with PROBLEM";
+    FrameStale "frame_stale" "HELLO or PONG in a keypair that a newer one has replaced";
+    FrameLimit "frame_limit" "control frame beyond its peer's rate limit, or whose answer found no room";
     TunLinkDown "tun_link_down" "packet for the TUN device while its link is down (EIO)";
     TunInvalid "tun_invalid" "packet that the TUN device refused as invalid (EINVAL)";
     TunFull "tun_full" "packet for the TUN device while its queue was full";

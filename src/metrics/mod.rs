@@ -103,6 +103,15 @@ numbers! {
         handed_over "ringway_handed_over_total" "packets given to another worker";
         taken_over "ringway_taken_over_total" "packets taken from another worker";
         keepalives "ringway_keepalives_received_total" "transport messages without a packet";
+        aes_in "ringway_aes_packets_total" ["direction" "in"]
+            "of the transport messages, those sealed with AES-256-GCM";
+        aes_out "ringway_aes_packets_total" ["direction" "out"]
+            "of the transport messages, those sealed with AES-256-GCM";
+        aes_agreed "ringway_aes_agreed_total" "keypairs in which data went over to AES-256-GCM";
+        aes_refused "ringway_aes_refused_total"
+            "keypairs that stayed with ChaCha20-Poly1305, since no PING in AES-256-GCM came back";
+        frames_in "ringway_control_frames_total" ["direction" "in"] "control frames read (in) or sent (out)";
+        frames_out "ringway_control_frames_total" ["direction" "out"] "control frames read (in) or sent (out)";
         connected "ringway_sessions_confirmed_total" "handshakes that were completed and confirmed";
         stalls "ringway_stalls_total" "times that reading from the TUN queue was paused for want of a send buffer";
         source_resets "ringway_source_resets_total" "sends repeated without their sticky source address";

@@ -65,6 +65,24 @@ const PREDICATES: &[(&str, &[&str])] = &[
     ("transport-aead", &["crypto::aead::tests::only_what_is_authentic_is_opened_and_the_rest_is_wiped"]),
     ("inner-source", &["dataplane::inbound::tests::an_inner_source_is_the_peers_own_or_dropped"]),
     ("owner-generation", &["dataplane::peers::tests::a_peer_of_another_generation_is_not_found"]),
+    (
+        "suite-declared",
+        &[
+            "noise::agreement::tests::nothing_is_opened_that_was_not_declared_nor_sealed_that_the_other_does_not_open",
+        ],
+    ),
+    (
+        "suite-opened-there",
+        &[
+            "noise::agreement::tests::nothing_is_opened_that_was_not_declared_nor_sealed_that_the_other_does_not_open",
+        ],
+    ),
+    ("pong-suite", &["noise::agreement::tests::only_a_pong_to_our_own_ping_in_the_suite_itself_is_proof"]),
+    ("hello-rate", &["noise::agreement::tests::a_hello_is_answered_once_a_second_and_only_if_it_asks"]),
+    ("aes-limit", &["noise::agreement::tests::a_key_ends_where_the_limit_says"]),
+    ("aes-rekey", &["noise::agreement::tests::a_key_ends_where_the_limit_says"]),
+    ("newest-keypair", &["noise::keypair::tests::a_responders_keypair_waits_for_its_confirmation"]),
+    ("frame-rate", &["dataplane::frames::tests::ten_frames_a_second_are_looked_at_and_twenty_at_once"]),
     ("under-load", &["dataplane::admission::tests::load_begins_at_an_eighth_is_held_and_recovers"]),
 ];
 

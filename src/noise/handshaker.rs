@@ -512,7 +512,7 @@ fn install(
     endpoint: Endpoint,
     response: Option<[u8; RESPONSE_LEN]>,
 ) -> (WorkerId, ToOwner) {
-    let Agreed { send, recv, remote_index } = agreed;
-    let keypair = Box::new(NewKeypair { send, recv, local_index, remote_index, role });
+    let Agreed { send, recv, third, remote_index } = agreed;
+    let keypair = Box::new(NewKeypair { send, recv, third, local_index, remote_index, role });
     (peer.owner, ToOwner::Install { peer: peer.id, keypair, endpoint, response })
 }

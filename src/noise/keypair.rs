@@ -9,9 +9,12 @@
 
 use arrayvec::ArrayVec;
 
+use crate::crypto::aead::Key;
+use crate::crypto::hash::hkdf_sha256;
 use crate::mutation::holds;
-use crate::types::{Secret, Time};
+use crate::types::{Secret, Suite, Time};
 
+use super::agreement::Agreement;
 use super::replay::Window;
 use super::timers::Limits;
 use super::{NewKeypair, Role};
@@ -30,6 +33,10 @@ pub struct Keypair {
     pub send: Secret,
     /// Opens what we receive.
     pub recv: Secret,
+    /// The same for AES-256-GCM, once it is spoken of.
+    aes: Aes,
+    /// In which suite we seal.
+    pub agreement: Agreement,
     /// Our receiver index.
     pub local_index: u32,
     /// The peer's receiver index.
@@ -44,12 +51,35 @@ pub struct Keypair {
     pub window: Window,
 }
 
+/// The keys of AES-256-GCM, one per direction, or what they are derived from.
+#[derive(Debug)]
+enum Aes {
+    Third(Secret),
+    Keys { send: Secret, recv: Secret },
+}
+
+impl Aes {
+    /// HKDF-SHA-256(no salt, third, "ringway v1 aes-256-gcm" and the direction); "i" is the handshake's initiator.
+    fn derive(&mut self, role: Role) {
+        let Self::Third(third) = self else { return };
+        let key = |way: &[u8]| hkdf_sha256(third, &[b"ringway v1 aes-256-gcm", way]);
+        let (initiator, responder) = (key(b"i2r"), key(b"r2i"));
+        // In place: what they are derived from is wiped.
+        *self = match role {
+            Role::Initiator => Self::Keys { send: initiator, recv: responder },
+            Role::Responder => Self::Keys { send: responder, recv: initiator },
+        };
+    }
+}
+
 impl Keypair {
     fn new(new: &NewKeypair, born: Time) -> Self {
-        let NewKeypair { send, recv, local_index, remote_index, role } = new;
+        let NewKeypair { send, recv, third, local_index, remote_index, role } = new;
         Self {
             send: send.clone(),
             recv: recv.clone(),
+            aes: Aes::Third(third.clone()),
+            agreement: Agreement::default(),
             local_index: *local_index,
             remote_index: *remote_index,
             role: *role,
@@ -70,6 +100,35 @@ impl Keypair {
         Some(first)
     }
 
+    /// Makes the keys of AES-256-GCM, unless they are there.
+    pub fn derive_aes(&mut self) {
+        self.aes.derive(self.role);
+    }
+
+    /// Seals so many blocks of what we send in `suite`, if that may be.
+    #[inline]
+    #[must_use]
+    pub fn sealing_key(&mut self, suite: Suite, blocks: u64, limits: &Limits) -> Option<Key<'_>> {
+        let secret = match (suite, &self.aes) {
+            (Suite::ChaCha20Poly1305, _) => &self.send,
+            (Suite::Aes256Gcm, Aes::Keys { send, .. }) if self.agreement.take(blocks, limits) => send,
+            (Suite::Aes256Gcm, _) => return None,
+        };
+        Some(Key { suite, secret })
+    }
+
+    /// Opens what we receive in `suite`, if we have said that we do.
+    #[inline]
+    #[must_use]
+    pub fn opening_key(&self, suite: Suite) -> Option<Key<'_>> {
+        let secret = match (suite, &self.aes) {
+            (Suite::ChaCha20Poly1305, _) => &self.recv,
+            (Suite::Aes256Gcm, Aes::Keys { recv, .. }) if self.agreement.opens(suite) => recv,
+            (Suite::Aes256Gcm, _) => return None,
+        };
+        Some(Key { suite, secret })
+    }
+
     /// True from Reject-After-Time on: it neither seals nor opens any more.
     #[inline]
     #[must_use]
@@ -77,12 +136,13 @@ impl Keypair {
         holds("keypair-age", now.since(self.born) >= limits.reject_after_time)
     }
 
-    /// True if sending calls for a new handshake: after Rekey-After-Messages, and for the initiator, who alone
-    /// watches the age lest both begin at once, from Rekey-After-Time on.
+    /// True if sending calls for a new handshake: after Rekey-After-Messages, when the key of AES-256-GCM has sealed
+    /// enough, and for the initiator, who alone watches the age lest both begin at once, from Rekey-After-Time on.
     #[inline]
     #[must_use]
     pub fn is_stale_for_sending(&self, now: Time, limits: &Limits) -> bool {
         self.send_counter > limits.rekey_after_messages
+            || self.agreement.is_stale(limits)
             || (self.role == Role::Initiator && now.since(self.born) >= limits.rekey_after_time)
     }
 
@@ -135,6 +195,12 @@ impl Keypairs {
     #[inline]
     pub fn named_mut(&mut self, name: KeypairRef) -> Option<&mut Keypair> {
         self.at_mut(Some(name.place)).filter(|keypair| keypair.local_index == name.local_index)
+    }
+
+    /// The named keypair, unless it is gone or a newer one has been confirmed.
+    pub fn newest_mut(&mut self, name: KeypairRef) -> Option<&mut Keypair> {
+        let is_old = self.previous == Some(name.place);
+        self.named_mut(name).filter(|_| !holds("newest-keypair", is_old))
     }
 
     /// The one that sends.
@@ -228,6 +294,9 @@ mod tests {
 
     use super::*;
 
+    use crate::crypto::aead;
+    use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TransportHeader};
+
     const LIMITS: Limits = Limits::PAPER;
 
     fn at(seconds: u64) -> Time {
@@ -239,15 +308,59 @@ mod tests {
         NewKeypair {
             send: Secret([byte; 32]),
             recv: Secret([byte ^ 0xff; 32]),
+            third: Secret([byte ^ 0x0f; 32]),
             local_index,
             remote_index: local_index + 1000,
             role,
         }
     }
 
+    /// Keys, nonce and message as docs/protocol.md has them, made there by another implementation.
+    #[test]
+    fn aes_keys_and_messages_are_the_documented_ones() {
+        let text = include_str!("../../docs/protocol.md");
+        let value = |name: &str| -> Vec<u8> {
+            let line =
+                text.lines().find_map(|line| line.strip_prefix(&format!("- `{name}`: `"))).expect(name);
+            let digits = line.bytes().filter_map(|byte| char::from(byte).to_digit(16));
+            let digits: Vec<u8> = digits.map(|digit| digit as u8).collect();
+            digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+        };
+        let third = Secret(value("T3").try_into().unwrap());
+        for role in [Role::Initiator, Role::Responder] {
+            let new = NewKeypair { third: third.clone(), ..new(7, role) };
+            let mut keypair = Keypair::new(&new, at(0));
+            assert!(keypair.opening_key(Suite::Aes256Gcm).is_none(), "not declared");
+            keypair.derive_aes();
+            let Aes::Keys { send: sends, recv: receives } = &keypair.aes else { panic!("{:?}", keypair.aes) };
+            let [send, recv] = match role {
+                Role::Initiator => ["key i2r", "key r2i"],
+                Role::Responder => ["key r2i", "key i2r"],
+            };
+            assert_eq!([&sends.0[..], &receives.0], [&value(send)[..], &value(recv)], "{role:?}");
+        }
+        let secret = Secret(value("key i2r").try_into().unwrap());
+        let (counter, plain) = (0x0102_0304_0506_0708_u64, value("text"));
+        assert_eq!(value("nonce of counter 0x0102030405060708")[4..], counter.to_le_bytes());
+        let header = TransportHeader { receiver: 0x0a0b_0c0d, counter, suite: Suite::Aes256Gcm };
+        let mut message = header.to_bytes().to_vec();
+        message.extend(&plain);
+        message.resize(message.len() + aead::TAG_LEN, 0);
+        let span = aead::Span { start: TRANSPORT_HEADER_LEN, len: plain.len() };
+        let key = Key { suite: Suite::Aes256Gcm, secret: &secret };
+        assert!(aead::seal_run(key, counter, &mut message, &[span]));
+        let expected: Vec<u8> = value("message i2r, receiver 0x0a0b0c0d");
+        assert_eq!(message, expected);
+    }
+
     /// Local indices of previous, current and next.
     fn standing(pairs: &Keypairs) -> [Option<u32>; 3] {
         [pairs.previous, pairs.current, pairs.next].map(|place| pairs.at(place).map(|pair| pair.local_index))
+    }
+
+    fn installed_name(pairs: &mut Keypairs, index: u32, role: Role) -> KeypairRef {
+        installed(pairs, index, role);
+        pairs.find(index).unwrap()
     }
 
     fn installed(pairs: &mut Keypairs, index: u32, role: Role) -> Vec<u32> {
@@ -282,6 +395,10 @@ mod tests {
         assert_eq!(pairs.confirm(next).map(|released| released.to_vec()), Some(vec![]));
         assert_eq!(standing(&pairs), [Some(2), Some(4), None]);
         assert_eq!(pairs.confirm(next), None, "only once");
+        assert!(pairs.newest_mut(next).is_some());
+        assert!(pairs.named(current).is_some() && pairs.newest_mut(current).is_none(), "an older one");
+        let unconfirmed = installed_name(&mut pairs, 5, Role::Responder);
+        assert!(pairs.newest_mut(unconfirmed).is_some(), "what arrives in it confirms it");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! * [`handshaker::Handshaker`] (handshake thread): static keys, PSKs, timestamps, pending ephemerals, cookies,
 //!   receiver-index allocation. All public-key cryptography happens here.
 //! * [`peer_session::PeerSession`] (the worker that owns the peer): keypairs, replay windows, every timer,
-//!   endpoint, staged packets.
+//!   endpoint, staged packets; and the [`agreement`] about another cipher suite.
 //!
 //! They speak through the messages below, each of which carries the peer's generation. Time and randomness are
 //! handed in. Source: the WireGuard white paper (Donenfeld, NDSS 2017) and, where it is silent, the behaviour of
@@ -12,6 +12,7 @@
 use crate::types::{Endpoint, PeerId, Secret};
 use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
+pub mod agreement;
 pub mod cookie;
 pub mod handshaker;
 pub mod index;
@@ -37,6 +38,8 @@ pub struct NewKeypair {
     pub send: Secret,
     /// Opens what we receive.
     pub recv: Secret,
+    /// What the keys of other suites are derived from: the third output of the KDF whose first two are the keys above.
+    pub third: Secret,
     /// Our receiver index: the peer writes it into every transport message.
     pub local_index: u32,
     /// The peer's receiver index: we write it into every transport message.

@@ -13,7 +13,7 @@
 //!   again when it is allowed; the kernel forgets it, and staged packets may wait for ever.
 //! * Without an endpoint no handshake begins.
 //!
-//! Outbound: [`PeerSession::reserve`], seal with [`PeerSession::sending_key`], send, [`PeerSession::sent`]; or
+//! Outbound: [`PeerSession::reserve`], seal with [`PeerSession::sealing_key`], send, [`PeerSession::sent`]; or
 //! [`PeerSession::stage`] if there is nothing to reserve from. Inbound: [`PeerSession::keypair`], for each packet
 //! [`PeerSession::check`], open with [`PeerSession::opening_key`], [`PeerSession::accept`], and once for the run
 //! [`PeerSession::received`].
@@ -24,10 +24,13 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use crate::crypto::aead::Key;
 use crate::mutation::holds;
-use crate::types::{Endpoint, PeerId, Secret, Time};
+use crate::types::{Endpoint, PeerId, Suite, Time};
+use crate::wire::frame::{Bytes, Frame, Hello};
 use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
+use super::agreement::{Changes, Policy};
 use super::keypair::{Keypairs, PLACES};
 use super::replay::Rejected;
 use super::timers::Limits;
@@ -61,6 +64,10 @@ pub struct Actions {
     pub gave_up: bool,
     /// Staged packets that were dropped since no handshake came.
     pub staged_dropped: u32,
+    /// There is a control frame to send: [`PeerSession::next_frame`].
+    pub frames: bool,
+    /// What the agreement about the suite has come to.
+    pub suite: Changes,
     /// Local indices of keypairs that are gone, for the handshake thread to release.
     pub released: ArrayVec<u32, MAX_RELEASED>,
 }
@@ -72,6 +79,8 @@ pub struct Reserved {
     pub first_counter: u64,
     /// The peer's receiver index.
     pub remote_index: u32,
+    /// What to seal with.
+    pub suite: Suite,
 }
 
 /// Why a transport message is not accepted.
@@ -147,6 +156,7 @@ fn take_due(timer: &mut Option<Time>, now: Time) -> bool {
 pub struct PeerSession {
     peer: PeerId,
     limits: Limits,
+    policy: Policy,
     endpoint: Option<Endpoint>,
     persistent_keepalive: Option<Duration>,
     keypairs: Keypairs,
@@ -166,6 +176,7 @@ impl PeerSession {
         Self {
             peer,
             limits,
+            policy: Policy::default(),
             endpoint: None,
             persistent_keepalive: None,
             keypairs: Keypairs::default(),
@@ -176,6 +187,12 @@ impl PeerSession {
             actions: Actions::default(),
             jitter: Jitter(seed),
         }
+    }
+
+    /// The same, speaking of suites as `policy` says; without it HELLO is answered, and AES-256-GCM is not used.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// The peer that this belongs to.
@@ -204,6 +221,12 @@ impl PeerSession {
         self.keypairs.current().is_some()
     }
 
+    /// What data is sealed with; `None` without a keypair to send with.
+    #[must_use]
+    pub fn suite(&self) -> Option<Suite> {
+        self.keypairs.current().map(|keypair| keypair.agreement.suite(&self.limits))
+    }
+
     /// The interval of persistent keepalives in force.
     #[must_use]
     pub fn persistent_keepalive(&self) -> Option<Duration> {
@@ -214,7 +237,8 @@ impl PeerSession {
     #[inline]
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.timers.deadline()
+        let agreement = self.keypairs.current().and_then(|keypair| keypair.agreement.deadline());
+        self.timers.deadline().into_iter().chain(agreement).min()
     }
 
     /// What is to be done since the last call. Drain it after each call of another method: there is room for the
@@ -295,13 +319,35 @@ impl PeerSession {
             self.keypairs.current_mut().filter(|keypair| !keypair.is_expired(now, limits)).and_then(
                 |keypair| {
                     let first_counter = keypair.reserve(n, limits)?;
-                    Some(Reserved { first_counter, remote_index: keypair.remote_index })
+                    let suite = keypair.agreement.suite(limits);
+                    Some(Reserved { first_counter, remote_index: keypair.remote_index, suite })
                 },
             );
         if reserved.is_none() {
             self.begin(now, Attempt::First);
         }
         reserved
+    }
+
+    /// One counter, as [`Self::reserve`], for a message in `suite`; in WireGuard's if the current keypair may not seal
+    /// in that.
+    pub fn reserve_in(&mut self, suite: Suite, now: Time) -> Option<Reserved> {
+        let reserved = self.reserve(1, now)?;
+        let current = self.keypairs.current()?;
+        let may = current.agreement.may_seal(suite, &self.limits);
+        Some(Reserved { suite: if may { suite } else { Suite::ChaCha20Poly1305 }, ..reserved })
+    }
+
+    /// The next control frame that the session has to say, and the suite to seal it with; ask again until there is
+    /// none. For the present keypair: to be reserved for ([`Self::reserve_in`]) and sent before anything else happens.
+    pub fn next_frame(&mut self, now: Time) -> Option<(Suite, Bytes)> {
+        let jitter = self.jitter();
+        let keypair = self.keypairs.current_mut()?;
+        let said = keypair.agreement.next(self.policy, now, jitter);
+        if self.policy.aes && said.is_some() {
+            keypair.derive_aes();
+        }
+        said
     }
 
     /// True if [`Self::reserve`] would give a counter.
@@ -314,15 +360,17 @@ impl PeerSession {
         })
     }
 
-    /// The key for what was reserved, named by its remote index: counters of one keypair must never meet the key of
-    /// another. `None` if that keypair is not the current one any more.
+    /// The key for `bytes` of outer payload that were reserved, named by their remote index: counters of one keypair
+    /// must never meet the key of another. `None` if that keypair is not the current one any more, or may not seal in
+    /// this suite.
     #[inline]
     #[must_use]
-    pub fn sending_key(&self, remote_index: u32) -> Option<&Secret> {
-        self.keypairs
-            .current()
-            .filter(|keypair| keypair.remote_index == remote_index)
-            .map(|keypair| &keypair.send)
+    pub fn sealing_key(&mut self, remote_index: u32, suite: Suite, bytes: usize) -> Option<Key<'_>> {
+        let Self { keypairs, limits, .. } = self;
+        let keypair = keypairs.current_mut().filter(|keypair| keypair.remote_index == remote_index)?;
+        // Of a message's 32 bytes of header and tag the tag costs one block; the header makes up for a last block that
+        // is not full.
+        keypair.sealing_key(suite, bytes as u64 / 16, limits)
     }
 
     /// After a run of transport messages was handed to the socket, once for the run: `bytes` is the sum of the outer
@@ -406,11 +454,11 @@ impl PeerSession {
         Ok(keypair.window.check(counter)?)
     }
 
-    /// The key to open with; `None` if the keypair is gone.
+    /// The key to open with; `None` if the keypair is gone, or we have not said in it that we open `suite`.
     #[inline]
     #[must_use]
-    pub fn opening_key(&self, name: KeypairRef) -> Option<&Secret> {
-        self.keypairs.named(name).map(|keypair| &keypair.recv)
+    pub fn opening_key(&self, name: KeypairRef, suite: Suite) -> Option<Key<'_>> {
+        self.keypairs.named(name)?.opening_key(suite)
     }
 
     /// Accepts the counter of an authenticated message, once. Only what is accepted may be delivered.
@@ -444,6 +492,23 @@ impl PeerSession {
         } else if data {
             self.timers.keepalive = Some(now + self.limits.keepalive_timeout);
         }
+    }
+
+    /// A HELLO was opened in this keypair; `asks` for an answer. False if the keypair is not the newest: it counts for
+    /// nothing.
+    pub fn hello(&mut self, name: KeypairRef, hello: Hello, asks: bool, now: Time) -> bool {
+        let policy = self.policy;
+        let Some(keypair) = self.keypairs.newest_mut(name) else { return false };
+        self.actions.frames |= keypair.agreement.hello(policy, hello, asks, now);
+        true
+    }
+
+    /// A PONG was opened in this keypair, sealed with `suite`. False if the keypair is not the newest: it counts for
+    /// nothing.
+    pub fn pong(&mut self, name: KeypairRef, suite: Suite, frame: &Frame<'_>) -> bool {
+        let Some(keypair) = self.keypairs.newest_mut(name) else { return false };
+        self.actions.suite.agreed |= keypair.agreement.pong(suite, frame);
+        true
     }
 
     /// Installs what a handshake has yielded. As initiator the keypair sends at once and `endpoint`, which the
@@ -494,6 +559,12 @@ impl PeerSession {
         }
         if take_due(&mut self.timers.persistent, now) {
             self.send_staged_or_keepalive(now);
+        }
+        if let Some(keypair) = self.keypairs.current_mut() {
+            let (frames, Changes { agreed, refused }) = keypair.agreement.handle_timeout(now);
+            self.actions.frames |= frames;
+            self.actions.suite.agreed |= agreed;
+            self.actions.suite.refused |= refused;
         }
     }
 
@@ -550,6 +621,9 @@ impl PeerSession {
         self.stats.last_handshake = Some(now);
         self.stats.handshakes += 1;
         self.actions.connected = true;
+        let policy = self.policy;
+        self.actions.frames |=
+            self.keypairs.current_mut().is_some_and(|keypair| keypair.agreement.begin(policy));
     }
 
     #[inline]

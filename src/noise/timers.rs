@@ -36,6 +36,14 @@ pub struct Limits {
     /// Counters at or beyond this are not sent: 2^64 − 2^13 − 1. The receiver's limit is always
     /// [`REJECT_AFTER_MESSAGES`], so it never exceeds that.
     pub reject_after_messages: u64,
+    /// A keypair is renewed after so many blocks of 16 bytes, tags included, sealed with AES-256-GCM: 2^34.
+    pub aes_rekey_after_blocks: u64,
+    /// From so many blocks on nothing more is reserved for AES-256-GCM: the limit below, less what one super-packet may
+    /// still need, 2^17.
+    pub aes_stop_after_blocks: u64,
+    /// So many blocks one key of AES-256-GCM seals at most: 2^34.5, rounded down. Up to there an attacker's advantage
+    /// stays below 2^-57 (RFC 8446 section 5.5; the formula in RFC 9001 appendix B.1).
+    pub aes_reject_after_blocks: u64,
 }
 
 impl Limits {
@@ -49,6 +57,9 @@ impl Limits {
         keepalive_timeout: Duration::from_secs(10),
         rekey_after_messages: 1 << 60,
         reject_after_messages: REJECT_AFTER_MESSAGES,
+        aes_rekey_after_blocks: 1 << 34,
+        aes_stop_after_blocks: 24_296_003_999 - (1 << 17),
+        aes_reject_after_blocks: 24_296_003_999,
     };
 
     /// The paper's times, all shortened in the same proportion, so that keys are renewed after `rekey_after_time`.

@@ -3,6 +3,8 @@
 
 use std::ops::RangeInclusive;
 
+use crate::types::Suite;
+
 /// Length of a handshake initiation, bytes.
 pub const INITIATION_LEN: usize = 148;
 /// Length of a handshake response, bytes.
@@ -17,8 +19,10 @@ pub const TRANSPORT_OVERHEAD: usize = TRANSPORT_HEADER_LEN + 16;
 /// Payloads are padded to a multiple of this, bytes.
 pub const PADDING_MULTIPLE: usize = 16;
 
-/// The type word of a transport message: type 4 and three reserved zero bytes.
+/// The type word of a transport message: type 4 and three reserved zero bytes; between two Ringways the first of them
+/// may be the mark of a suite.
 const TRANSPORT_TYPE: u32 = 4;
+const MARKED_TYPE: u32 = TRANSPORT_TYPE | (Suite::Aes256Gcm.mark() as u32) << 8;
 
 /// The four kinds of message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +38,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Says what a datagram is by its type word (the reserved bytes, too, must be right) and its length, which is
-    /// exact for types 1 to 3 and at least [`TRANSPORT_OVERHEAD`] for type 4. `None` for anything else.
+    /// Says what a datagram is by its type word (the reserved bytes, too, must be right: zero, but for a mark of
+    /// [`Suite`] on type 4) and its length, which is exact for types 1 to 3 and at least [`TRANSPORT_OVERHEAD`] for
+    /// type 4. `None` for anything else.
     #[must_use]
     #[inline]
     pub fn of(datagram: &[u8]) -> Option<Self> {
@@ -44,7 +49,7 @@ impl Kind {
             1 => (Self::Initiation, INITIATION_LEN..=INITIATION_LEN),
             2 => (Self::Response, RESPONSE_LEN..=RESPONSE_LEN),
             3 => (Self::CookieReply, COOKIE_REPLY_LEN..=COOKIE_REPLY_LEN),
-            TRANSPORT_TYPE => (Self::Transport, TRANSPORT_OVERHEAD..=usize::MAX),
+            TRANSPORT_TYPE | MARKED_TYPE => (Self::Transport, TRANSPORT_OVERHEAD..=usize::MAX),
             _ => return None,
         };
         lengths.contains(&datagram.len()).then_some(kind)
@@ -58,10 +63,12 @@ pub struct TransportHeader {
     pub receiver: u32,
     /// The message's counter, also its nonce.
     pub counter: u64,
+    /// What its mark says that it is sealed with.
+    pub suite: Suite,
 }
 
 impl TransportHeader {
-    /// Parses a whole transport message. `None` if its type word is not 4 or it is shorter than
+    /// Parses a whole transport message. `None` if its type word is no transport message's or it is shorter than
     /// [`TRANSPORT_OVERHEAD`].
     #[must_use]
     #[inline]
@@ -69,11 +76,16 @@ impl TransportHeader {
         if Kind::of(datagram) != Some(Kind::Transport) {
             return None;
         }
-        let (_, rest) = datagram.split_first_chunk::<4>()?;
+        let (word, rest) = datagram.split_first_chunk()?;
+        let suite = match u32::from_le_bytes(*word) {
+            MARKED_TYPE => Suite::Aes256Gcm,
+            _ => Suite::ChaCha20Poly1305,
+        };
         let (receiver, rest) = rest.split_first_chunk()?;
         Some(Self {
             receiver: u32::from_le_bytes(*receiver),
             counter: u64::from_le_bytes(*rest.first_chunk()?),
+            suite,
         })
     }
 
@@ -81,9 +93,12 @@ impl TransportHeader {
     #[must_use]
     #[inline]
     pub fn to_bytes(self) -> [u8; TRANSPORT_HEADER_LEN] {
-        let word =
-            u128::from(TRANSPORT_TYPE) | u128::from(self.receiver) << 32 | u128::from(self.counter) << 64;
-        word.to_le_bytes()
+        let word = match self.suite {
+            Suite::ChaCha20Poly1305 => TRANSPORT_TYPE,
+            Suite::Aes256Gcm => MARKED_TYPE,
+        };
+        let bytes = u128::from(word) | u128::from(self.receiver) << 32 | u128::from(self.counter) << 64;
+        bytes.to_le_bytes()
     }
 }
 
@@ -118,8 +133,11 @@ mod tests {
             assert_eq!(Kind::of(&message), Some(kind));
             assert_eq!(Kind::of(&message[..len - 1]), None);
             for reserved in 1..4 {
-                message[reserved] = 1;
-                assert_eq!(Kind::of(&message), None);
+                for value in 1..=255 {
+                    message[reserved] = value;
+                    let marked = word == 4 && (reserved, value) == (1, Suite::Aes256Gcm.mark());
+                    assert_eq!(Kind::of(&message), marked.then_some(kind), "{word} {reserved} {value}");
+                }
                 message[reserved] = 0;
             }
             message.push(0);
@@ -132,15 +150,17 @@ mod tests {
 
     #[test]
     fn transport_header() {
-        let header = TransportHeader { receiver: 0x0403_0201, counter: 0x0807_0605_0403_0201 };
-        let bytes = header.to_bytes();
-        assert_eq!(bytes, [4, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
-        let mut message = bytes.to_vec();
-        assert_eq!(TransportHeader::parse(&message), None);
-        message.extend([0; TRANSPORT_OVERHEAD - TRANSPORT_HEADER_LEN]);
-        assert_eq!(TransportHeader::parse(&message), Some(header));
-        message[0] = 1;
-        assert_eq!(TransportHeader::parse(&message), None);
+        for (suite, mark) in [(Suite::ChaCha20Poly1305, 0), (Suite::Aes256Gcm, 1)] {
+            let header = TransportHeader { receiver: 0x0403_0201, counter: 0x0807_0605_0403_0201, suite };
+            let bytes = header.to_bytes();
+            assert_eq!(bytes, [4, mark, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
+            let mut message = bytes.to_vec();
+            assert_eq!(TransportHeader::parse(&message), None);
+            message.extend([0; TRANSPORT_OVERHEAD - TRANSPORT_HEADER_LEN]);
+            assert_eq!(TransportHeader::parse(&message), Some(header));
+            message[0] = 1;
+            assert_eq!(TransportHeader::parse(&message), None);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! * [`world`]: hosts, network and what must hold at every moment;
 //! * [`schedules`]: random schedules of everything that may happen to a tunnel;
 //! * [`scenarios`]: one thing at a time, with exact expectations;
+//! * [`suites`]: two machines that agree on another cipher suite;
 //! * [`load`]: floods of forged initiations; the handshake thread itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
@@ -11,4 +12,5 @@
 mod load;
 mod scenarios;
 mod schedules;
+mod suites;
 mod world;

@@ -191,7 +191,7 @@ proptest! {
         delay in prop_oneof![Just(10u64), Just(400), Just(7000)],
         steps in steps(),
     ) {
-        let network = Network { loss, duplicates, delay };
+        let network = Network { loss, duplicates, delay, ..PERFECT };
         let mut run = Run { world: World::new(seed, 2, network), psks: [0; 3] };
         for step in steps {
             run.step(step);

@@ -4,7 +4,7 @@
 //! queues between the two that take time and keep their order. Nothing is lost in them but handshake messages that
 //! came by the owner's socket. Time is [`World::now`]; events happen in its order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,13 +13,15 @@ use rand_core::{TryCryptoRng, TryRng};
 use ringway::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
 use ringway::crypto::x25519::PrivateKey;
 use ringway::dataplane::admission::{Admission, Arrival, Verdict};
+use ringway::noise::agreement::Policy;
 use ringway::noise::handshaker::{HandshakeError, Handshaker};
 use ringway::noise::index::IndexKey;
 use ringway::noise::peer_session::{Actions, PeerSession, Stats};
 use ringway::noise::timers::Limits;
 use ringway::noise::timestamp::Tai64n;
 use ringway::noise::{ToHandshaker, ToOwner};
-use ringway::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
+use ringway::types::{Endpoint, PeerId, PublicKey, Secret, Suite, Time, WorkerId};
+use ringway::wire::frame::{self, Frame, Hello, Operation};
 use ringway::wire::wireguard::{Kind, TRANSPORT_HEADER_LEN, TransportHeader};
 
 /// Whoever sends from here has recorded what others sent.
@@ -80,6 +82,8 @@ pub(crate) struct Peer {
 pub(crate) struct Host {
     pub(crate) addr: SocketAddr,
     pub(crate) key: Secret,
+    /// What it says about suites.
+    pub(crate) policy: Policy,
     pub(crate) handshaker: Handshaker,
     pub(crate) gate: Admission<Work>,
     /// What the handshake thread needs for one piece of work.
@@ -109,9 +113,16 @@ pub(crate) struct Network {
     pub(crate) duplicates: u64,
     /// Longest delay, ms; a random one is what reorders.
     pub(crate) delay: u64,
+    /// Per cent of the datagrams that arrive with a bit changed.
+    pub(crate) changed: u64,
+    /// A middlebox drops datagrams whose reserved bytes are not zero.
+    pub(crate) drops_marked: bool,
+    /// Every HELLO is lost.
+    pub(crate) loses_hello: bool,
 }
 
-pub(crate) const PERFECT: Network = Network { loss: 0, duplicates: 0, delay: 5 };
+pub(crate) const PERFECT: Network =
+    Network { loss: 0, duplicates: 0, delay: 5, changed: 0, drops_marked: false, loses_hello: false };
 
 enum Event {
     Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
@@ -133,6 +144,14 @@ pub(crate) struct World {
     to_handshaker: Vec<Time>,
     payloads: u64,
     sealed: HashSet<([u8; 32], u64)>,
+    /// Counters used, in whichever suite: who sealed, for which receiver index.
+    counters: HashSet<(usize, u32, u64)>,
+    /// By who has it and the other's index: the own index of a keypair.
+    own_index: HashMap<(usize, u32), u32>,
+    /// Who has said in which keypair, by its own index, that it opens AES-256-GCM.
+    declared: HashSet<(usize, u32)>,
+    /// Control frames sealed.
+    pub(crate) frames: u64,
     /// Datagrams put on the wire by hosts: sender, receiver, bytes.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
 }
@@ -148,8 +167,18 @@ pub(crate) fn public(secret: &Secret) -> PublicKey {
 impl World {
     /// Hosts 1, 2, … are clients of host 0, which knows no client's address.
     pub(crate) fn new(seed: u64, clients: usize, network: Network) -> Self {
+        Self::speaking(seed, &vec![Policy::default(); clients + 1], network)
+    }
+
+    /// The same with a policy for each host.
+    pub(crate) fn speaking(seed: u64, policies: &[Policy], network: Network) -> Self {
+        let clients = policies.len() - 1;
         let now = Time::from_nanos(1_000_000_000_000);
-        let hosts: Vec<Host> = (0..=clients).map(|n| host(n, seed)).collect();
+        let hosts: Vec<Host> = policies
+            .iter()
+            .enumerate()
+            .map(|(n, policy)| Host { policy: *policy, ..host(n, seed) })
+            .collect();
         let times = vec![now; hosts.len()];
         let mut world = Self {
             now,
@@ -162,6 +191,10 @@ impl World {
             to_handshaker: times,
             payloads: 0,
             sealed: HashSet::new(),
+            counters: HashSet::new(),
+            own_index: HashMap::new(),
+            declared: HashSet::new(),
+            frames: 0,
             wire: Vec::new(),
         };
         for client in 1..=clients {
@@ -180,7 +213,7 @@ impl World {
         let seed = self.rng.below(u64::MAX);
         let host = &mut self.hosts[me];
         host.handshaker.add_peer(id, WorkerId(0), public, psk).unwrap();
-        let session = PeerSession::new(id, Limits::PAPER, seed);
+        let session = PeerSession::new(id, Limits::PAPER, seed).with_policy(host.policy);
         assert!(host.peers.insert(id.slot, Peer { id, session, host: other }).is_none());
     }
 
@@ -236,6 +269,7 @@ impl World {
         (host.addr, host.wall, host.recorded, host.delivered) =
             (old.addr, old.wall, old.recorded, old.delivered);
         host.key = old.key;
+        host.policy = old.policy;
         host.handshaker.set_private_key(Some(host.key.clone()));
         for (&slot, peer) in &old.peers {
             self.add_peer(me, peer.host, peer.id.generation, None);
@@ -307,10 +341,16 @@ impl World {
         let from = self.hosts[me].addr;
         self.wire.push((from, to, bytes.to_vec()));
         let copies = 1 + u64::from(self.rng.below(100) < self.network.duplicates);
+        let marked = bytes[0] == 4 && bytes[1..4] != [0; 3];
         for _ in 0..copies {
-            if self.rng.below(100) >= self.network.loss {
+            if self.rng.below(100) >= self.network.loss && !(marked && self.network.drops_marked) {
                 let at = self.after(self.network.delay);
-                self.schedule(at, Event::Datagram { from, to, bytes: bytes.to_vec() });
+                let mut bytes = bytes.to_vec();
+                if self.network.changed > 0 && self.rng.below(100) < self.network.changed {
+                    let bit = self.rng.below(bytes.len() as u64 * 8) as usize;
+                    bytes[bit / 8] ^= 1 << (bit % 8);
+                }
+                self.schedule(at, Event::Datagram { from, to, bytes });
             }
         }
     }
@@ -344,11 +384,17 @@ impl World {
             while actions.flush_staged && self.can_send(me, slot) {
                 let packet = self.hosts[me].peers.get_mut(&slot).and_then(|peer| peer.session.pop_staged());
                 let Some(packet) = packet else { break };
-                self.seal(me, slot, &packet);
+                self.seal(me, slot, None, &packet);
                 sent = true;
             }
             if actions.keepalive && !sent {
-                self.seal(me, slot, &[]);
+                self.seal(me, slot, None, &[]);
+            }
+            while self.can_send(me, slot) {
+                let now = self.now;
+                let said = self.hosts[me].peers.get_mut(&slot).and_then(|peer| peer.session.next_frame(now));
+                let Some((suite, frame)) = said else { break };
+                self.seal(me, slot, Some(suite), &frame);
             }
         }
     }
@@ -357,21 +403,44 @@ impl World {
         self.hosts[me].peers.get(&slot).is_some_and(|peer| peer.session.can_send(self.now))
     }
 
-    fn seal(&mut self, me: usize, slot: u32, text: &[u8]) {
+    /// Seals a packet, a keepalive or, in a suite of its own, a frame.
+    fn seal(&mut self, me: usize, slot: u32, suite: Option<Suite>, text: &[u8]) {
         let now = self.now;
         let session = &mut self.hosts[me].peers.get_mut(&slot).unwrap().session;
-        let Some(reserved) = session.reserve(1, now) else { return };
-        let key = session.sending_key(reserved.remote_index).unwrap();
+        let reserved = match suite {
+            None => session.reserve(1, now),
+            Some(suite) => session.reserve_in(suite, now),
+        };
+        let Some(reserved) = reserved else { return };
+        let key = session.sealing_key(reserved.remote_index, reserved.suite, text.len() + 32).unwrap();
         let counter = reserved.first_counter;
-        assert!(self.sealed.insert((key.0, counter)), "a counter is used twice");
-        let mut message = TransportHeader { receiver: reserved.remote_index, counter }.to_bytes().to_vec();
+        assert!(self.sealed.insert((key.secret.0, counter)), "a counter is used twice");
+        let mut message = TransportHeader { receiver: reserved.remote_index, counter, suite: reserved.suite }
+            .to_bytes()
+            .to_vec();
         message.extend(text);
         message.resize(message.len() + TAG_LEN, 0);
         let span = Span { start: TRANSPORT_HEADER_LEN, len: text.len() };
         assert!(aead::seal_run(key, counter, &mut message, &[span]));
         session.sent(!text.is_empty(), message.len() as u64, now);
         let endpoint = session.endpoint().expect("a session has an endpoint").remote;
-        self.transmit(me, endpoint, &message);
+        let other = self.hosts[me].peers[&slot].host;
+        let receiver = reserved.remote_index;
+        assert!(self.counters.insert((me, receiver, counter)), "a counter is used by both suites");
+        if reserved.suite != Suite::ChaCha20Poly1305 {
+            assert!(
+                self.declared.contains(&(other, receiver)),
+                "sealed in a suite not declared in this keypair"
+            );
+        }
+        self.frames += u64::from(suite.is_some());
+        let hello = Frame::parse(text).ok().filter(|frame| frame.operation == Operation::Hello);
+        if hello.and_then(|frame| Hello::read(frame.body)).is_some_and(|hello| hello.aes) {
+            self.declared.insert((me, self.own_index[&(me, receiver)]));
+        }
+        if hello.is_none() || !self.network.loses_hello {
+            self.transmit(me, endpoint, &message);
+        }
     }
 
     fn ask_handshaker(&mut self, me: usize, message: ToHandshaker) {
@@ -418,7 +487,9 @@ impl World {
     fn transport(&mut self, me: usize, from: SocketAddr, mut bytes: Vec<u8>) {
         let now = self.now;
         let original = bytes.clone();
-        let Some(TransportHeader { receiver, counter }) = TransportHeader::parse(&bytes) else { return };
+        let Some(TransportHeader { receiver, counter, suite }) = TransportHeader::parse(&bytes) else {
+            return;
+        };
         let host = &mut self.hosts[me];
         let Some(&slot) = host.indices.get(&receiver) else { return };
         let peer = host.peers.get_mut(&slot).unwrap();
@@ -426,13 +497,28 @@ impl World {
         if peer.session.check(name, counter, now).is_err() {
             return;
         }
-        let key = OpeningKey::new(peer.session.opening_key(name).unwrap()).unwrap();
+        let Some(key) = peer.session.opening_key(name, suite).and_then(OpeningKey::new) else { return };
         let outer = bytes.len() as u64;
         let text = &mut bytes[TRANSPORT_HEADER_LEN..];
         let Some(len) = aead::open(&key, counter, text) else { return };
         peer.session.accept(name, counter).unwrap();
+        let text = &text[..len];
+        let mut answer = None;
+        if let Ok(frame) = Frame::parse(text) {
+            match frame.operation {
+                Operation::Hello => {
+                    let hello = Hello::read(frame.body).expect("a HELLO of ours");
+                    peer.session.hello(name, hello, !frame.is_answer(), now);
+                }
+                Operation::Ping => {
+                    answer = Some(frame::pong(frame.stream_id, frame::ping_data(&frame).unwrap(), 0));
+                }
+                Operation::Pong => drop(peer.session.pong(name, suite, &frame)),
+                other => panic!("{other:?}"),
+            }
+        }
         peer.session.received(name, Endpoint::new(from), len > 0, outer, now);
-        if len > 0 {
+        if len > 0 && !frame::is_frame(text) {
             assert_eq!((usize::from(text[0]), usize::from(text[1])), (peer.host, me), "another's packet");
             let number = u64::from_le_bytes(text[8..16].try_into().unwrap());
             assert!(!host.delivered.contains(&number), "delivered twice");
@@ -440,6 +526,10 @@ impl World {
         }
         host.recorded.push(original);
         self.settle(me, slot);
+        if let Some(pong) = answer.filter(|_| self.can_send(me, slot)) {
+            self.seal(me, slot, Some(suite), &pong);
+            self.settle(me, slot);
+        }
     }
 
     fn admit(&mut self, me: usize, from: SocketAddr, bytes: Vec<u8>) {
@@ -540,6 +630,7 @@ impl World {
             (ToOwner::Install { keypair, endpoint, response, .. }, Some(peer)) => {
                 let before = (peer.session.endpoint(), peer.session.stats());
                 let index = keypair.local_index;
+                self.own_index.insert((me, keypair.remote_index), index);
                 peer.session.install(&keypair, endpoint, now);
                 if response.is_some() {
                     let after = (peer.session.endpoint(), peer.session.stats());
@@ -624,6 +715,7 @@ fn host(n: usize, seed: u64) -> Host {
     Host {
         addr: SocketAddr::new([198, 18, 0, n as u8 + 1].into(), 51820),
         key,
+        policy: Policy::default(),
         handshaker,
         gate: Admission::new(),
         work_time: Duration::from_micros(100),

@@ -35,7 +35,7 @@ fn sample() -> Report {
             { "public_key": "ONE", "worker": 1 },
             { "public_key": "TWO", "preshared_key": true, "endpoint": "[2001:db8::1]:7",
               "allowed_ips": ["10.0.0.0/8", "::/0"], "last_handshake": 1000, "rx_bytes": 2048, "tx_bytes": 5,
-              "persistent_keepalive": 25, "worker": 0, "a key of tomorrow": 1 },
+              "persistent_keepalive": 25, "suite": "AES-256-GCM", "worker": 0, "a key of tomorrow": 1 },
         ],
         "dataplane": {
             "workers": [
@@ -67,7 +67,7 @@ fn a_device_as_text() {
         worker 1: 0 peers, 0 B received (0.0 packets a call), 0 B sent (0.0 packets a call), 0 handed over\n\n\
         peer: TWO\n  preshared key: (hidden)\n  endpoint: [2001:db8::1]:7\n  allowed ips: 10.0.0.0/8, ::/0\n  \
         latest handshake: 1 minute, 2 seconds ago\n  transfer: 2.00 KiB received, 5 B sent\n  \
-        persistent keepalive: every 25 seconds\n  worker: 0\n\n\
+        persistent keepalive: every 25 seconds\n  cipher: AES-256-GCM\n  worker: 0\n\n\
         peer: ONE\n  allowed ips: (none)\n  worker: 1\n";
     let report = sample();
     assert_eq!(device(&report, None, now), expected);

@@ -164,6 +164,9 @@ fn peer_text(out: &mut String, peer: &ShowPeer, rates: Option<&PeerRates>, now: 
     if let Some(seconds) = peer.persistent_keepalive {
         let _ = writeln!(out, "  persistent keepalive: every {}", duration(u64::from(seconds)));
     }
+    if let Some(suite) = &peer.suite {
+        let _ = writeln!(out, "  cipher: {suite}");
+    }
     let _ = writeln!(out, "  worker: {}", peer.worker);
 }
 

@@ -123,6 +123,8 @@ pub struct ShowPeer {
     pub tx_bytes: u64,
     /// Seconds; `None` for off.
     pub persistent_keepalive: Option<u16>,
+    /// What data to it is sealed with; `None` without a session.
+    pub suite: Option<String>,
     /// The worker that owns it.
     pub worker: u16,
 }
@@ -155,6 +157,7 @@ fn show_peer(peer: &Peer, stats: Option<&PeerStats>) -> ShowPeer {
         rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
         tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
         persistent_keepalive: peer.keepalive(),
+        suite: stats.and_then(|stats| stats.suite).map(|suite| suite.to_string()),
         worker: peer.worker().0,
     }
 }

@@ -23,6 +23,58 @@ fn agrees_with_another_implementation() {
     }
 }
 
+/// AES-256-GCM: the vectors that pin key, nonce and layout are in docs/protocol.md (`noise::keypair`).
+#[test]
+fn either_suite_opens_only_its_own_and_wipes_the_rest() {
+    for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+        let key = Key { suite, secret: &KEY };
+        let opening = OpeningKey::new(key).unwrap();
+        for len in [0, 1, 15, 16, 17, 1420] {
+            let plain: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let mut packet = plain.clone();
+            packet.resize(len + TAG_LEN, 0);
+            assert!(seal_run(key, 5, &mut packet, &[Span { start: 0, len }]));
+            let mut opened = packet.clone();
+            assert_eq!(open(&opening, 5, &mut opened), Some(len));
+            assert_eq!(opened[..len], plain);
+            for bit in [0, len * 4, (len + TAG_LEN) * 8 - 1] {
+                let mut forged = packet.clone();
+                forged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(open(&opening, 5, &mut forged), None, "{suite} {len} {bit}");
+                assert!(forged.iter().all(|&byte| byte == 0));
+            }
+            for other in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+                let other_key = OpeningKey::new(Key { suite: other, secret: &KEY }).unwrap();
+                assert_eq!(
+                    open(&other_key, 5, &mut packet.clone()).is_some(),
+                    other == suite,
+                    "{suite} {other}"
+                );
+                assert_eq!(open(&other_key, 6, &mut packet.clone()), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_of_aes_is_its_packets() {
+    let key = Key { suite: Suite::Aes256Gcm, secret: &KEY };
+    let spans: Vec<Span> = (0..40).map(|n| Span { start: n * 1500, len: 1400 + n }).collect();
+    let plain: Vec<u8> = (0..60_000).map(|n| (n % 251) as u8).collect();
+    let (mut run, mut alone) = (plain.clone(), plain.clone());
+    assert!(seal_run(key, 77, &mut run, &spans));
+    for (counter, span) in (77..).zip(&spans) {
+        assert!(seal_run(key, counter, &mut alone, std::slice::from_ref(span)));
+    }
+    assert_eq!(run, alone);
+    let opening = OpeningKey::new(key).unwrap();
+    for (counter, span) in (77..).zip(&spans) {
+        let packet = &mut run[span.start..span.start + span.len + TAG_LEN];
+        assert_eq!(open(&opening, counter, packet), Some(span.len));
+        assert_eq!(packet[..span.len], plain[span.start..span.start + span.len]);
+    }
+}
+
 #[test]
 fn a_run_takes_one_counter_after_another() {
     let mut buffer = [7; 100];

@@ -10,12 +10,13 @@ use super::super::peers::Peers;
 use super::super::worker::Parts;
 use super::*;
 use crate::crypto::aead::{Span, TAG_LEN, seal_run};
+use crate::noise::agreement::Policy;
 use crate::noise::index::IndexKey;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Limits;
 use crate::noise::{NewKeypair, Role};
 use crate::sys::eventfd::EventFd;
-use crate::types::{PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{PeerId, Prefix, Secret, Suite, Time, WorkerId};
 
 const PEER: PeerId = PeerId { slot: 0, generation: 3 };
 const OTHER: PeerId = PeerId { slot: 1, generation: 0 };
@@ -48,6 +49,7 @@ impl Bench {
             requests,
             index_key,
             limits: Limits::PAPER,
+            policy: Policy::default(),
             mtu: 1420,
             vnet_header: true,
             board: None,
@@ -65,6 +67,7 @@ impl Bench {
             let new = NewKeypair {
                 send: Secret([9; 32]),
                 recv: KEY,
+                third: Secret([8; 32]),
                 local_index: index,
                 remote_index: 1,
                 role: Role::Initiator,
@@ -106,7 +109,8 @@ fn sealed(index: u32, counter: u64, source: [u8; 4]) -> Vec<u8> {
     inner[3] = 20;
     inner[12..16].copy_from_slice(&source);
     inner[16..20].copy_from_slice(&[100, 64, 0, 1]);
-    let mut message = TransportHeader { receiver: index, counter }.to_bytes().to_vec();
+    let mut message =
+        TransportHeader { receiver: index, counter, suite: Suite::ChaCha20Poly1305 }.to_bytes().to_vec();
     message.extend(inner);
     message.resize(message.len() + TAG_LEN, 0);
     assert!(seal_run(&KEY, counter, &mut message, &[Span { start: TRANSPORT_HEADER_LEN, len: inner.len() }]));

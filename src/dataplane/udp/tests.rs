@@ -50,7 +50,10 @@ fn transport_messages_reach_the_worker_of_their_index() {
                     let client = UdpSocket::bind((addr, 0)).unwrap();
                     for n in 0..60_u32 {
                         let index = (round * 60 + n).wrapping_mul(0x9E37_79B9) ^ 0xA5A5;
-                        client.send_to(&transport(index, 32 + n as usize), (addr, group.port)).unwrap();
+                        let mut message = transport(index, 32 + n as usize);
+                        // Either suite's.
+                        message[1] = (n % 2) as u8;
+                        client.send_to(&message, (addr, group.port)).unwrap();
                     }
                     for (place, datagram) in drain(sockets) {
                         let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());

@@ -14,7 +14,8 @@ use crossbeam_channel::Receiver;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
-use crate::crypto::aead::{self, OpeningKey, Span};
+use crate::crypto::aead::{self, Key, OpeningKey, Span};
+use crate::crypto::hash::hkdf_sha256;
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::dataplane::handoff::{Bell, worker_channels};
 use crate::dataplane::io::{Datagrams, IoCounters};
@@ -22,7 +23,7 @@ use crate::dataplane::offload::coalesce::Config;
 use crate::noise::{NewKeypair, Role};
 use crate::sys::arena::Arena;
 use crate::sys::eventfd::EventFd;
-use crate::types::{Endpoint, Prefix, Secret};
+use crate::types::{Endpoint, Prefix, Secret, Suite};
 use crate::wire::wireguard::{TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD, TransportHeader};
 
 /// The device's MTU on the bench.
@@ -99,6 +100,7 @@ pub(crate) fn drain(far: &Socket) -> Vec<Vec<u8>> {
 /// What may differ between benches.
 pub(crate) struct Options {
     pub(crate) limits: Limits,
+    pub(crate) policy: Policy,
     pub(crate) segment_limit: usize,
     /// The outer socket is real UDP.
     pub(crate) udp: bool,
@@ -108,7 +110,13 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limits: Limits::PAPER, segment_limit: 64, udp: false, buffer: 200_000 }
+        Self {
+            limits: Limits::PAPER,
+            policy: Policy::default(),
+            segment_limit: 64,
+            udp: false,
+            buffer: 200_000,
+        }
     }
 }
 
@@ -160,6 +168,7 @@ impl Bench {
                 requests: request_link.clone(),
                 index_key: INDEX_KEY,
                 limits: options.limits,
+                policy: options.policy,
                 mtu: MTU as u32,
                 vnet_header: true,
                 board: Some(Arc::default()),
@@ -353,9 +362,16 @@ impl Keys {
         Secret(bytes)
     }
 
+    fn third(&self) -> Secret {
+        let mut bytes = [3; 32];
+        bytes[..4].copy_from_slice(&self.index.to_le_bytes());
+        Secret(bytes)
+    }
+
     pub(crate) fn keypair(&self, role: Role) -> NewKeypair {
         let (send, recv) = (self.secret(false), self.secret(true));
-        NewKeypair { send, recv, local_index: self.index, remote_index: self.remote_index, role }
+        let third = self.third();
+        NewKeypair { send, recv, third, local_index: self.index, remote_index: self.remote_index, role }
     }
 
     /// A transport message to the worker, padded, with the next counter.
@@ -368,23 +384,55 @@ impl Keys {
 
     /// A transport message to the worker, as it is.
     pub(crate) fn seal_at(&self, counter: u64, text: &[u8]) -> Vec<u8> {
-        let mut message = TransportHeader { receiver: self.index, counter }.to_bytes().to_vec();
+        self.seal_in(Suite::ChaCha20Poly1305, counter, text)
+    }
+
+    /// A transport message to the worker, as it is, in either suite. (The worker is the handshake's initiator.)
+    pub(crate) fn seal_in(&self, suite: Suite, counter: u64, text: &[u8]) -> Vec<u8> {
+        let header = TransportHeader { receiver: self.index, counter, suite };
+        let mut message = header.to_bytes().to_vec();
         message.extend(text);
         message.resize(text.len() + TRANSPORT_OVERHEAD, 0);
         let span = Span { start: TRANSPORT_HEADER_LEN, len: text.len() };
-        assert!(aead::seal_run(&self.secret(true), counter, &mut message, &[span]));
+        let secret = self.key(suite, true);
+        assert!(aead::seal_run(Key { suite, secret: &secret }, counter, &mut message, &[span]));
         message
+    }
+
+    /// The same with the next counter, padded.
+    pub(crate) fn seal_next_in(&mut self, suite: Suite, text: &[u8]) -> Vec<u8> {
+        self.counter += 1;
+        let mut padded = text.to_vec();
+        padded.resize(text.len().next_multiple_of(16), 0);
+        self.seal_in(suite, self.counter - 1, &padded)
+    }
+
+    fn key(&self, suite: Suite, to_worker: bool) -> Secret {
+        match suite {
+            Suite::ChaCha20Poly1305 => self.secret(to_worker),
+            Suite::Aes256Gcm => {
+                let way: &[u8] = if to_worker { b"r2i" } else { b"i2r" };
+                hkdf_sha256(&self.third(), &[b"ringway v1 aes-256-gcm", way])
+            }
+        }
     }
 
     /// Opens a transport message of the worker: counter and padded text.
     pub(crate) fn open(&self, message: &[u8]) -> (u64, Vec<u8>) {
+        let (header, text) = self.open_any(message);
+        (header.counter, text)
+    }
+
+    /// Opens a transport message of the worker: header and padded text.
+    pub(crate) fn open_any(&self, message: &[u8]) -> (TransportHeader, Vec<u8>) {
         let header = TransportHeader::parse(message).expect("a transport message");
         assert_eq!(header.receiver, self.remote_index);
         let mut text = message[TRANSPORT_HEADER_LEN..].to_vec();
-        let key = OpeningKey::new(&self.secret(false)).unwrap();
+        let (suite, secret) = (header.suite, self.key(header.suite, false));
+        let key = OpeningKey::new(Key { suite, secret: &secret }).unwrap();
         let len = aead::open(&key, header.counter, &mut text).expect("an authentic message");
         text.truncate(len);
-        (header.counter, text)
+        (header, text)
     }
 
     /// Opens whole sends: each a run of datagrams of `segment` bytes, the last perhaps shorter.

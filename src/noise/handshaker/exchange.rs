@@ -97,9 +97,10 @@ impl Symmetric {
         holds("handshake-aead", opened.is_ok())
     }
 
-    /// The transport keys: the first seals what the initiator sends, the second what the responder sends.
-    fn split(&self) -> (Secret, Secret) {
-        kdf2(&self.chaining, &[])
+    /// The transport keys: the first seals what the initiator sends, the second what the responder sends. The third
+    /// output is what further keys are derived from (docs/protocol.md); the first two are as without it.
+    fn split(&self) -> (Secret, Secret, Secret) {
+        kdf3(&self.chaining, &[])
     }
 }
 
@@ -194,6 +195,8 @@ pub(super) struct Agreed {
     pub(super) send: Secret,
     /// Opens what we receive.
     pub(super) recv: Secret,
+    /// What further keys are derived from.
+    pub(super) third: Secret,
     /// The other side's receiver index.
     pub(super) remote_index: u32,
 }
@@ -212,14 +215,14 @@ impl Authentic {
         symmetric.mix(&ephemeral.shared(&identity)?.0);
         let key = symmetric.mix_psk(psk);
         let tag = symmetric.seal(&key, &mut []);
-        let (recv, send) = symmetric.split();
+        let (recv, send, third) = symmetric.split();
 
         let mut message = [0; RESPONSE_LEN];
         write_fields(
             &mut message,
             &[&RESPONSE_TYPE, &index.to_le_bytes(), &remote_index.to_le_bytes(), &ephemeral.public().0, &tag],
         );
-        Ok((message, Agreed { send, recv, remote_index }))
+        Ok((message, Agreed { send, recv, third, remote_index }))
     }
 }
 
@@ -253,8 +256,8 @@ pub(super) fn read_response(
     if !symmetric.open(&key, &mut [], &tag) {
         return Err(HandshakeError::BadResponse);
     }
-    let (send, recv) = symmetric.split();
-    Ok(Agreed { send, recv, remote_index: u32::from_le_bytes(sender) })
+    let (send, recv, third) = symmetric.split();
+    Ok(Agreed { send, recv, third, remote_index: u32::from_le_bytes(sender) })
 }
 
 /// Writes the fields one after another; the macs behind them stay zero.

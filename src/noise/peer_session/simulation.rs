@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::super::timers::Wheel;
 use super::*;
+use crate::types::Secret;
 
 /// A local index drawn from so few is soon used again.
 const INDICES: u32 = 8;
@@ -167,7 +168,7 @@ impl World {
             assert_eq!(payload, None, "what was staged has a keypair now");
             return;
         };
-        let key = session.sending_key(reserved.remote_index).unwrap().0;
+        let key = session.sealing_key(reserved.remote_index, reserved.suite, 32).unwrap().secret.0;
         session.sent(payload.is_some(), 32, self.now);
         let to = session.endpoint().unwrap();
         assert!(self.used.insert((key, reserved.first_counter)), "a counter was used twice");
@@ -268,7 +269,9 @@ impl World {
                 self.sides[me].greatest_stamp = stamp;
                 let local_index = self.index(me);
                 let (send, recv) = (Secret(key(id, false)), Secret(key(id, true)));
-                let new = NewKeypair { send, recv, local_index, remote_index: sender, role: Role::Responder };
+                let third = Secret([0; 32]);
+                let role = Role::Responder;
+                let new = NewKeypair { send, recv, third, local_index, remote_index: sender, role };
                 let response = Some(Message::Response { receiver: sender, sender: local_index, id });
                 self.hand_over(me, Event::Install { id, new, source, response });
             }
@@ -278,14 +281,15 @@ impl World {
                 }
                 let (send, recv) = (Secret(key(id, true)), Secret(key(id, false)));
                 let role = Role::Initiator;
-                let new = NewKeypair { send, recv, local_index: receiver, remote_index: sender, role };
+                let third = Secret([0; 32]);
+                let new = NewKeypair { send, recv, third, local_index: receiver, remote_index: sender, role };
                 self.hand_over(me, Event::Install { id, new, source, response: None });
             }
             Message::Transport { receiver, counter, key, payload } => {
                 let side = &mut self.sides[me];
                 let Some(name) = side.session.keypair(receiver) else { return };
                 if side.session.check(name, counter, self.now).is_err()
-                    || side.session.opening_key(name).unwrap().0 != key
+                    || side.session.opening_key(name, Suite::ChaCha20Poly1305).unwrap().secret.0 != key
                 {
                     return;
                 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::types::Source;
+use crate::types::{Secret, Source};
 
 const LIMITS: Limits = Limits::PAPER;
 /// More than any jitter.
@@ -27,10 +27,13 @@ fn from(port: u16) -> Endpoint {
     Endpoint { remote: remote(port), source: Some(source) }
 }
 
+const CHACHA: Suite = Suite::ChaCha20Poly1305;
+
 fn keys(local_index: u32, role: Role) -> NewKeypair {
     NewKeypair {
         send: Secret([1; 32]),
         recv: Secret([2; 32]),
+        third: Secret([3; 32]),
         local_index,
         remote_index: local_index + 1000,
         role,
@@ -110,10 +113,13 @@ fn a_packet_without_a_session_is_staged_and_begins_once() {
     assert_eq!(session.pop_staged(), Some(packet(1)));
     assert_eq!(session.pop_staged(), Some(packet(2)));
     assert_eq!(session.pop_staged(), None);
-    assert_eq!(session.reserve(2, at(3)), Some(Reserved { first_counter: 0, remote_index: 1001 }));
+    assert_eq!(
+        session.reserve(2, at(3)),
+        Some(Reserved { first_counter: 0, remote_index: 1001, suite: CHACHA })
+    );
     assert_eq!(session.reserve(1, at(3)).map(|reserved| reserved.first_counter), Some(2));
-    assert_eq!(session.sending_key(1001).map(|key| key.0), Some([1; 32]));
-    assert!(session.sending_key(1002).is_none(), "no other keypair's key");
+    assert_eq!(session.sealing_key(1001, CHACHA, 0).map(|key| key.secret.0), Some([1; 32]));
+    assert!(session.sealing_key(1002, CHACHA, 0).is_none(), "no other keypair's key");
     assert_eq!(session.endpoint(), Some(from(9)), "the response authenticates where it came from");
     assert_eq!(session.stats().last_handshake, Some(at(3)));
     assert_eq!((session.stats().tx_bytes, session.stats().rx_bytes), (148, 92));
@@ -377,7 +383,7 @@ fn receiving_refuses_by_its_reason() {
     let mut session = connected(at(0));
     let name = session.keypair(1).unwrap();
     assert_eq!(session.keypair(2), None);
-    assert_eq!(session.opening_key(name).map(|key| key.0), Some([2; 32]));
+    assert_eq!(session.opening_key(name, CHACHA).map(|key| key.secret.0), Some([2; 32]));
     assert_eq!(session.check(name, u64::MAX, at(1)), Err(Refused::CounterLimit));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Ok(()));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Err(Refused::Replayed));
@@ -391,7 +397,7 @@ fn receiving_refuses_by_its_reason() {
     session.clear();
     assert_eq!(session.check(name, 9002, at(1)), Err(Refused::Expired));
     assert_eq!(session.accept(name, 9002), Err(Refused::Expired));
-    assert!(session.opening_key(name).is_none());
+    assert!(session.opening_key(name, CHACHA).is_none());
 }
 
 #[test]
@@ -403,7 +409,7 @@ fn a_responder_sends_nothing_before_the_confirmation() {
     session.install(&keys(1, Role::Responder), from(7), at(1));
     assert_eq!(session.take_actions(), Actions::default());
     assert_eq!(session.reserve(1, at(1)), None);
-    assert!(!session.can_send(at(1)) && session.sending_key(1001).is_none());
+    assert!(!session.can_send(at(1)) && session.sealing_key(1001, CHACHA, 0).is_none());
     assert_eq!(session.endpoint(), Some(Endpoint::new(remote(1))));
     assert_eq!((session.stats().handshakes, session.stats().rx_bytes), (0, 0));
 
@@ -482,7 +488,7 @@ fn keys_are_wiped_540_seconds_after_the_last_was_made() {
     session.handle_timeout(at(640));
     assert_eq!(session.take_actions().released.len(), 2);
     assert!(session.keypair(1).is_none() && session.keypair(2).is_none());
-    assert!(session.sending_key(1001).is_none() && session.sending_key(1002).is_none());
+    assert!(session.sealing_key(1001, CHACHA, 0).is_none() && session.sealing_key(1002, CHACHA, 0).is_none());
     assert_eq!(session.deadline(), None, "nothing runs for an idle peer");
 }
 
@@ -495,9 +501,9 @@ fn a_jump_past_reject_after_time_wipes_what_is_expired() {
 
     let mut session = connected(at(0));
     session.erase_expired(at(179));
-    assert!(session.sending_key(1001).is_some());
+    assert!(session.sealing_key(1001, CHACHA, 0).is_some());
     session.erase_expired(at(180));
-    assert!(session.sending_key(1001).is_none());
+    assert!(session.sealing_key(1001, CHACHA, 0).is_none());
 }
 
 #[test]
@@ -536,8 +542,8 @@ fn a_changed_key_drops_sessions_and_allows_a_handshake_at_once() {
 
 #[test]
 fn a_session_is_small_enough_for_an_arena_of_thousands() {
-    // Three windows of 1 KiB are nearly all of it.
-    assert!(size_of::<PeerSession>() <= 4096, "{}", size_of::<PeerSession>());
+    // Three windows of 1 KiB, and the keys of two suites.
+    assert!(size_of::<PeerSession>() <= 4224, "{}", size_of::<PeerSession>());
 }
 
 #[test]

@@ -82,6 +82,7 @@ fn the_reserved_room_is_enough() {
         last_handshake: Some(Duration::new(u64::MAX, 999_999_999)),
         rx_bytes: u64::MAX,
         tx_bytes: u64::MAX,
+        suite: None,
     };
     let text = get(&device, &[stats]);
     assert!(text.len() <= DEVICE_BYTES + PEER_BYTES + PREFIX_BYTES, "{}", text.len());
@@ -102,4 +103,6 @@ fn show_tells_no_secret() {
     assert_eq!(serde_json::from_str::<Show>(&json).unwrap(), show);
     assert!(show.peers[0].preshared_key && !show.peers[1].preshared_key);
     assert_eq!(show.dataplane["drops"]["replayed"], 3);
+    let suites: Vec<_> = show.peers.iter().map(|peer| peer.suite.as_deref()).collect();
+    assert_eq!(suites, [Some("AES-256-GCM"), None], "of who has a session");
 }

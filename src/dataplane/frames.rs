@@ -1,0 +1,119 @@
+//! Control frames on the worker: what an opened message holds where a packet would be.
+//!
+//! 1. [`super::inbound`] finds a frame by its first nibble; [`handle`] looks at the peer's allowance, then reads it;
+//! 2. HELLO and PONG go to the session ([`crate::noise::agreement`]), which says later what it wants to send;
+//! 3. PING and what cannot be understood are answered: the answer waits in [`Answers`] for the end of the turn, when
+//!    the keypair that the request came in is confirmed;
+//! 4. [`super::outbound`] seals answers and the session's own frames as it does packets.
+
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use super::worker::Core;
+use crate::metrics::drops::Drop;
+use crate::mutation::holds;
+use crate::noise::peer_session::KeypairRef;
+use crate::types::{Suite, Time};
+use crate::wire::frame::{self, Bytes, Code, Frame, Hello, Operation, Problem, Wrong};
+
+/// Frames of one peer that are looked at in a row.
+const BURST: u32 = 20;
+/// How long it takes until one more is: 10 a second.
+const REFILL: Duration = Duration::from_millis(100);
+/// Answers that may wait for the end of a turn; what does not fit is dropped, and the peer asks again.
+const ANSWERS: usize = 32;
+
+/// How many frames of a peer are looked at. Full at first.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    left: u32,
+    /// Up to when it was filled.
+    filled: Time,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { left: BURST, filled: Time::default() }
+    }
+}
+
+impl Allowance {
+    /// True if one more may pass.
+    fn take(&mut self, now: Time) -> bool {
+        // A clock that went back fills nothing.
+        let steps = now.since(self.filled).as_nanos() / REFILL.as_nanos();
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_add(steps).min(BURST);
+        // What is filled up gains nothing by waiting longer.
+        self.filled = if self.left == BURST { self.filled.max(now) } else { self.filled + REFILL * steps };
+        let passes = holds("frame-rate", self.left > 0);
+        self.left = self.left.saturating_sub(1);
+        passes
+    }
+}
+
+/// A frame that answers another.
+pub struct Answer {
+    /// Whom it is for.
+    pub slot: u32,
+    /// What to seal it with, if the keypair that sends may.
+    pub suite: Suite,
+    /// The frame.
+    pub frame: Bytes,
+}
+
+/// Answers of this turn.
+pub type Answers = ArrayVec<Answer, ANSWERS>;
+
+/// Handles a frame that the peer in `slot` has sent in this keypair, sealed with `suite`.
+pub fn handle(core: &mut Core, slot: u32, keypair: KeypairRef, suite: Suite, payload: &[u8]) {
+    let now = core.now;
+    let Some(peer) = core.peers.by_slot(slot) else { return };
+    if !peer.frames.take(now) {
+        return core.counters.drops.count(Drop::FrameLimit);
+    }
+    let frame = match Frame::parse(payload) {
+        Ok(frame) => frame,
+        Err(Wrong::Malformed) => return core.counters.drops.count(Drop::FrameMalformed),
+        Err(Wrong::Unknown) => return core.counters.drops.count(Drop::FrameUnhandled),
+        Err(Wrong::Version { stream_id, answer }) => {
+            core.counters.drops.count(Drop::FrameRefused);
+            if !answer {
+                core.answer(slot, suite, frame::problem(stream_id, Code::UnsupportedVersion));
+            }
+            return;
+        }
+    };
+    core.counters.frames_in += 1;
+    let stream_id = frame.stream_id;
+    let session = &mut peer.session;
+    let understood = match frame.operation {
+        Operation::Hello => {
+            Hello::read(frame.body).map(|hello| session.hello(keypair, hello, !frame.is_answer(), now))
+        }
+        Operation::Ping => match frame::ping_data(&frame) {
+            Some(data) => {
+                core.answer(slot, suite, frame::pong(stream_id, data, 0));
+                Some(true)
+            }
+            None => None,
+        },
+        Operation::Pong => frame::ping_data(&frame).map(|_| session.pong(keypair, suite, &frame)),
+        Operation::Problem => Problem::read(frame.body).map(|_| true),
+        _ => return core.counters.drops.count(Drop::FrameUnhandled),
+    };
+    match understood {
+        Some(true) => {}
+        Some(false) => core.counters.drops.count(Drop::FrameStale),
+        None => {
+            core.counters.drops.count(Drop::FrameRefused);
+            if !frame.is_answer() {
+                core.answer(slot, suite, frame::problem(stream_id, Code::BadRequest));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
