@@ -1,10 +1,11 @@
-//! Sealing a run of packets of one length, by how many they are: what `crypto::lanes` is worth beside `ring`.
+//! Sealing and opening a run of packets of one length, by how many they are: what `crypto::lanes` is worth beside one
+//! packet after the other, and AES-256-GCM beside both. A run of one has all of a key's preparation to itself.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use arrayvec::ArrayVec;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ringway::crypto::aead::{self, OpeningKey, Pieces, RUN, Sealed, Span, TAG_LEN};
-use ringway::types::Secret;
+use ringway::crypto::aead::{self, Key, OpeningKey, Pieces, RUN, Sealed, Span, TAG_LEN};
+use ringway::types::{Secret, Suite};
 
 const KEY: Secret = Secret([7; 32]);
 
@@ -12,24 +13,34 @@ const KEY: Secret = Secret([7; 32]);
 const COUNTS: [usize; 6] = [1, 6, 8, 10, 11, 16];
 
 fn run(criterion: &mut Criterion) {
-    for len in [64, 512, 1440] {
-        let mut group = criterion.benchmark_group(format!("seal {len}, {}", aead::implementation()));
+    for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+        let by = match suite {
+            Suite::ChaCha20Poly1305 => aead::implementation().to_string(),
+            Suite::Aes256Gcm => suite.to_string(),
+        };
+        run_of(criterion, Key { suite, secret: &KEY }, &by);
+    }
+}
+
+fn run_of(criterion: &mut Criterion, key: Key<'_>, by: &str) {
+    for len in [64, 512, 1432] {
+        let mut group = criterion.benchmark_group(format!("seal {len}, {by}"));
         for count in COUNTS {
             let spans: Vec<Span> = (0..count).map(|n| Span { start: n * (len + TAG_LEN), len }).collect();
             let mut buffer = vec![1; count * (len + TAG_LEN)];
             group.throughput(Throughput::Elements(count as u64));
             group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
-                bencher.iter(|| assert!(aead::seal_run(&KEY, 1, &mut buffer, &spans)));
+                bencher.iter(|| assert!(aead::seal_run(key, 1, &mut buffer, &spans)));
             });
         }
         group.finish();
 
-        let mut group = criterion.benchmark_group(format!("open {len}, {}", aead::implementation()));
+        let mut group = criterion.benchmark_group(format!("open {len}, {by}"));
         for count in COUNTS {
-            let Some(key) = OpeningKey::new(&KEY) else { return };
+            let Some(opening) = OpeningKey::new(key) else { return };
             let spans: Vec<Span> = (0..count).map(|n| Span { start: n * (len + TAG_LEN), len }).collect();
             let mut sealed = vec![1; count * (len + TAG_LEN)];
-            assert!(aead::seal_run(&KEY, 1, &mut sealed, &spans));
+            assert!(aead::seal_run(key, 1, &mut sealed, &spans));
             let mut buffer = sealed.clone();
             group.throughput(Throughput::Elements(count as u64));
             group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
@@ -42,7 +53,7 @@ fn run(criterion: &mut Criterion) {
                             Sealed::new(counter, pieces.take(span.start..span.start + span.len + TAG_LEN)?)
                         })
                         .collect();
-                    assert!(aead::open_run(&key, messages).iter().all(Option::is_some));
+                    assert!(aead::open_run(&opening, messages).iter().all(Option::is_some));
                 });
             });
         }
