@@ -33,6 +33,7 @@ mod metrics;
 mod offload;
 mod peer;
 mod seeing;
+mod suites;
 mod supervised;
 mod topology;
 mod traffic;
