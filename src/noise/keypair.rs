@@ -4,13 +4,15 @@
 //! keypair is current at once; a responder's waits as `next` until the peer has proven, by a transport message in it,
 //! that it holds the keys; `previous` still opens what was under way.
 //!
-//! All is plain data in place. A keypair never moves between its places when its standing changes, and it is
-//! dropped where it lies: a move would leave a copy of the keys behind that nobody wipes.
+//! All is in place, but for what the library of the cipher keeps of a key and erases itself. A keypair never moves
+//! between its places when its standing changes, and it is dropped where it lies: a move would leave a copy of the keys
+//! behind that nobody wipes.
 
 use arrayvec::ArrayVec;
 
+use crate::crypto::aead::Key;
 use crate::mutation::holds;
-use crate::types::{Secret, Time};
+use crate::types::Time;
 
 use super::replay::Window;
 use super::timers::Limits;
@@ -27,9 +29,9 @@ pub type Released = ArrayVec<u32, PLACES>;
 #[derive(Debug)]
 pub struct Keypair {
     /// Seals what we send.
-    pub send: Secret,
+    pub send: Key,
     /// Opens what we receive.
-    pub recv: Secret,
+    pub recv: Key,
     /// Our receiver index.
     pub local_index: u32,
     /// The peer's receiver index.
@@ -48,8 +50,8 @@ impl Keypair {
     fn new(new: &NewKeypair, born: Time) -> Self {
         let NewKeypair { send, recv, local_index, remote_index, role } = new;
         Self {
-            send: send.clone(),
-            recv: recv.clone(),
+            send: Key::new(send),
+            recv: Key::new(recv),
             local_index: *local_index,
             remote_index: *remote_index,
             role: *role,
@@ -227,6 +229,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::types::Secret;
 
     const LIMITS: Limits = Limits::PAPER;
 

@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use crate::crypto::aead::Key;
 use crate::mutation::holds;
-use crate::types::{Endpoint, PeerId, Secret, Time};
+use crate::types::{Endpoint, PeerId, Time};
 use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
 use super::keypair::{Keypairs, PLACES};
@@ -318,7 +319,7 @@ impl PeerSession {
     /// another. `None` if that keypair is not the current one any more.
     #[inline]
     #[must_use]
-    pub fn sending_key(&self, remote_index: u32) -> Option<&Secret> {
+    pub fn sending_key(&self, remote_index: u32) -> Option<&Key> {
         self.keypairs
             .current()
             .filter(|keypair| keypair.remote_index == remote_index)
@@ -409,7 +410,7 @@ impl PeerSession {
     /// The key to open with; `None` if the keypair is gone.
     #[inline]
     #[must_use]
-    pub fn opening_key(&self, name: KeypairRef) -> Option<&Secret> {
+    pub fn opening_key(&self, name: KeypairRef) -> Option<&Key> {
         self.keypairs.named(name).map(|keypair| &keypair.recv)
     }
 

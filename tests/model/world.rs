@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_core::{TryCryptoRng, TryRng};
-use ringway::crypto::aead::{self, OpeningKey, Span, TAG_LEN};
+use ringway::crypto::aead::{self, Span, TAG_LEN};
 use ringway::crypto::x25519::PrivateKey;
 use ringway::dataplane::admission::{Admission, Arrival, Verdict};
 use ringway::noise::handshaker::{HandshakeError, Handshaker};
@@ -132,7 +132,7 @@ pub(crate) struct World {
     to_owner: Vec<Time>,
     to_handshaker: Vec<Time>,
     payloads: u64,
-    sealed: HashSet<([u8; 32], u64)>,
+    sealed: HashSet<([u8; TAG_LEN], u64)>,
     /// Datagrams put on the wire by hosts: sender, receiver, bytes.
     pub(crate) wire: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
 }
@@ -363,7 +363,10 @@ impl World {
         let Some(reserved) = session.reserve(1, now) else { return };
         let key = session.sending_key(reserved.remote_index).unwrap();
         let counter = reserved.first_counter;
-        assert!(self.sealed.insert((key.0, counter)), "a counter is used twice");
+        // What a key makes of nothing tells it from every other.
+        let mut mark = [0; TAG_LEN];
+        assert!(aead::seal_run(key, counter, &mut mark, &[Span { start: 0, len: 0 }]));
+        assert!(self.sealed.insert((mark, counter)), "a counter is used twice");
         let mut message = TransportHeader { receiver: reserved.remote_index, counter }.to_bytes().to_vec();
         message.extend(text);
         message.resize(message.len() + TAG_LEN, 0);
@@ -426,10 +429,10 @@ impl World {
         if peer.session.check(name, counter, now).is_err() {
             return;
         }
-        let key = OpeningKey::new(peer.session.opening_key(name).unwrap()).unwrap();
+        let key = peer.session.opening_key(name).unwrap();
         let outer = bytes.len() as u64;
         let text = &mut bytes[TRANSPORT_HEADER_LEN..];
-        let Some(len) = aead::open(&key, counter, text) else { return };
+        let Some(len) = aead::open(key, counter, text) else { return };
         peer.session.accept(name, counter).unwrap();
         peer.session.received(name, Endpoint::new(from), len > 0, outer, now);
         if len > 0 {

@@ -14,7 +14,7 @@ use crossbeam_channel::Receiver;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
-use crate::crypto::aead::{self, OpeningKey, Span};
+use crate::crypto::aead::{self, Key, Span};
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::dataplane::handoff::{Bell, worker_channels};
 use crate::dataplane::io::{Datagrams, IoCounters};
@@ -372,7 +372,7 @@ impl Keys {
         message.extend(text);
         message.resize(text.len() + TRANSPORT_OVERHEAD, 0);
         let span = Span { start: TRANSPORT_HEADER_LEN, len: text.len() };
-        assert!(aead::seal_run(&self.secret(true), counter, &mut message, &[span]));
+        assert!(aead::seal_run(&Key::new(&self.secret(true)), counter, &mut message, &[span]));
         message
     }
 
@@ -381,7 +381,7 @@ impl Keys {
         let header = TransportHeader::parse(message).expect("a transport message");
         assert_eq!(header.receiver, self.remote_index);
         let mut text = message[TRANSPORT_HEADER_LEN..].to_vec();
-        let key = OpeningKey::new(&self.secret(false)).unwrap();
+        let key = Key::new(&self.secret(false));
         let len = aead::open(&key, header.counter, &mut text).expect("an authentic message");
         text.truncate(len);
         (header.counter, text)

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::super::timers::Wheel;
 use super::*;
+use crate::types::Secret;
 
 /// A local index drawn from so few is soon used again.
 const INDICES: u32 = 8;
@@ -167,7 +168,7 @@ impl World {
             assert_eq!(payload, None, "what was staged has a keypair now");
             return;
         };
-        let key = session.sending_key(reserved.remote_index).unwrap().0;
+        let key = session.sending_key(reserved.remote_index).unwrap().bytes();
         session.sent(payload.is_some(), 32, self.now);
         let to = session.endpoint().unwrap();
         assert!(self.used.insert((key, reserved.first_counter)), "a counter was used twice");
@@ -285,7 +286,7 @@ impl World {
                 let side = &mut self.sides[me];
                 let Some(name) = side.session.keypair(receiver) else { return };
                 if side.session.check(name, counter, self.now).is_err()
-                    || side.session.opening_key(name).unwrap().0 != key
+                    || side.session.opening_key(name).unwrap().bytes() != key
                 {
                     return;
                 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::types::Source;
+use crate::types::{Secret, Source};
 
 const LIMITS: Limits = Limits::PAPER;
 /// More than any jitter.
@@ -112,7 +112,7 @@ fn a_packet_without_a_session_is_staged_and_begins_once() {
     assert_eq!(session.pop_staged(), None);
     assert_eq!(session.reserve(2, at(3)), Some(Reserved { first_counter: 0, remote_index: 1001 }));
     assert_eq!(session.reserve(1, at(3)).map(|reserved| reserved.first_counter), Some(2));
-    assert_eq!(session.sending_key(1001).map(|key| key.0), Some([1; 32]));
+    assert_eq!(session.sending_key(1001).map(Key::bytes), Some([1; 32]));
     assert!(session.sending_key(1002).is_none(), "no other keypair's key");
     assert_eq!(session.endpoint(), Some(from(9)), "the response authenticates where it came from");
     assert_eq!(session.stats().last_handshake, Some(at(3)));
@@ -377,7 +377,7 @@ fn receiving_refuses_by_its_reason() {
     let mut session = connected(at(0));
     let name = session.keypair(1).unwrap();
     assert_eq!(session.keypair(2), None);
-    assert_eq!(session.opening_key(name).map(|key| key.0), Some([2; 32]));
+    assert_eq!(session.opening_key(name).map(Key::bytes), Some([2; 32]));
     assert_eq!(session.check(name, u64::MAX, at(1)), Err(Refused::CounterLimit));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Ok(()));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Err(Refused::Replayed));
