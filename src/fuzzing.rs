@@ -14,7 +14,7 @@ pub use control::{interface_name, uapi_set};
 pub use packets::{coalesce, inner_packet, received, split};
 pub use protocol::{datagram, frame, handshake};
 
-use crate::crypto::aead::{self, OpeningKey, Pieces, RUN, Sealed, Span, TAG_LEN};
+use crate::crypto::aead::{self, Key, Pieces, RUN, Sealed, Span, TAG_LEN};
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::types::{PeerId, Prefix, Secret, WorkerId};
 
@@ -43,8 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
 pub fn aead_run(data: &[u8]) {
     let Some((key, rest)) = data.split_first_chunk::<32>() else { return };
     let Some((counter, mut rest)) = rest.split_first_chunk::<8>() else { return };
-    let (secret, first) = (Secret(*key), u64::from_le_bytes(*counter));
-    let Some(key) = OpeningKey::new(&secret) else { return };
+    let (key, first) = (Key::new(&Secret(*key)), u64::from_le_bytes(*counter));
 
     let (mut plain, mut spans, mut altered) = (Vec::new(), Vec::new(), Vec::new());
     while let Some((length, more)) = rest.split_first_chunk::<2>()
@@ -62,11 +61,11 @@ pub fn aead_run(data: &[u8]) {
     }
 
     let mut run = plain.clone();
-    assert!(aead::seal_run(&secret, first, &mut run, &spans));
+    assert!(aead::seal_run(&key, first, &mut run, &spans));
     let mut alone = plain.clone();
     for (n, span) in (0..).zip(&spans) {
         let span = std::slice::from_ref(span);
-        assert!(aead::seal_run(&secret, first.wrapping_add(n), &mut alone, span));
+        assert!(aead::seal_run(&key, first.wrapping_add(n), &mut alone, span));
     }
     assert_eq!(run, alone, "a run is its packets");
 
@@ -100,8 +99,7 @@ pub fn aead_run(data: &[u8]) {
 pub fn aead_open(data: &[u8]) {
     let Some((key, rest)) = data.split_first_chunk::<32>() else { return };
     let Some((counter, packet)) = rest.split_first_chunk::<8>() else { return };
-    let (secret, counter) = (Secret(*key), u64::from_le_bytes(*counter));
-    let Some(key) = OpeningKey::new(&secret) else { return };
+    let (key, counter) = (Key::new(&Secret(*key)), u64::from_le_bytes(*counter));
 
     let mut stranger = packet.to_vec();
     // A fuzzer does not forge a Poly1305 tag.
@@ -110,7 +108,7 @@ pub fn aead_open(data: &[u8]) {
 
     let mut sealed = packet.to_vec();
     sealed.resize(packet.len() + TAG_LEN, 0);
-    assert!(aead::seal_run(&secret, counter, &mut sealed, &[Span { start: 0, len: packet.len() }]));
+    assert!(aead::seal_run(&key, counter, &mut sealed, &[Span { start: 0, len: packet.len() }]));
     let mut opened = sealed.clone();
     assert_eq!(aead::open(&key, counter, &mut opened), Some(packet.len()));
     assert_eq!(&opened[..packet.len()], packet);

@@ -3,14 +3,14 @@
 //!
 //! The interface is a *run*: packets of one keypair, with consecutive counters to seal and any counters to open. Where
 //! the processor can, runs of ChaCha20-Poly1305 go through `lanes`, several packets side by side; what is left,
-//! AES-256-GCM, and everything on other processors, goes through `ring`, one packet after the other.
+//! AES-256-GCM, and everything on other processors, goes through AWS-LC, one packet after the other.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 
 use arrayvec::ArrayVec;
-use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use subtle::Choice;
 
 use super::lanes::{self, Packet, Tags, Width};
@@ -30,22 +30,6 @@ pub struct Span {
     pub start: usize,
     /// Length of the text without its tag.
     pub len: usize,
-}
-
-/// A key, and the suite that it is for: two suites never share one.
-#[derive(Clone, Copy, Debug)]
-pub struct Key<'a> {
-    /// What it seals with.
-    pub suite: Suite,
-    /// Its 32 bytes.
-    pub secret: &'a Secret,
-}
-
-impl<'a> From<&'a Secret> for Key<'a> {
-    /// WireGuard's suite.
-    fn from(secret: &'a Secret) -> Self {
-        Self { suite: Suite::ChaCha20Poly1305, secret }
-    }
 }
 
 /// True if this processor has AES in vectors, so that AES-256-GCM is the faster suite.
@@ -71,13 +55,13 @@ pub fn has_vector_aes() -> bool {
 /// What seals and opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
-    /// Runs in up to 16 lanes (AVX-512 IFMA), single packets by `ring`.
+    /// Runs in up to 16 lanes (AVX-512 IFMA), single packets by AWS-LC.
     Lanes,
-    /// `ring` alone, because this processor has nothing better.
+    /// AWS-LC alone, because this processor has nothing better.
     Scalar,
-    /// `ring` alone, because it was asked for.
+    /// AWS-LC alone, because it was asked for.
     ScalarByChoice,
-    /// `ring` alone, because lanes and `ring` did not agree at start: a fault of the processor or of Ringway.
+    /// AWS-LC alone, because lanes and AWS-LC did not agree at start: a fault of the processor or of Ringway.
     ScalarAfterFailure,
 }
 
@@ -95,7 +79,7 @@ impl fmt::Display for Implementation {
 static IMPLEMENTATION: OnceLock<Implementation> = OnceLock::new();
 
 /// Decides for this process, before anything is sealed or opened, and says for what; later calls change nothing. Unless
-/// `scalar` is asked for, the lanes must first agree with `ring` in a self-test of about a millisecond.
+/// `scalar` is asked for, the lanes must first agree with AWS-LC in a self-test of about a millisecond.
 pub fn choose(scalar: bool) -> Implementation {
     *IMPLEMENTATION.get_or_init(|| match scalar {
         true => Implementation::ScalarByChoice,
@@ -125,13 +109,53 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-fn cipher(key: Key<'_>) -> Option<LessSafeKey> {
-    let algorithm = match key.suite {
-        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-        Suite::Aes256Gcm => &AES_256_GCM,
-    };
-    // Fails only for a wrong key length; `Secret` has 32 bytes, as both suites want.
-    UnboundKey::new(algorithm, &key.secret.0).ok().map(LessSafeKey::new)
+/// A key for sealing and opening, prepared once for all runs: the library's state is on its heap, and no packet shall
+/// allocate. Erased on drop, also there.
+pub struct Key {
+    suite: Suite,
+    cipher: LessSafeKey,
+    secret: Secret,
+}
+
+impl Key {
+    /// Prepares `secret` for WireGuard's suite.
+    #[must_use]
+    pub fn new(secret: &Secret) -> Self {
+        Self::of(Suite::ChaCha20Poly1305, secret)
+    }
+
+    /// Prepares `secret` for `suite`: two suites never share one.
+    #[must_use]
+    pub fn of(suite: Suite, secret: &Secret) -> Self {
+        let algorithm = match suite {
+            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            Suite::Aes256Gcm => &AES_256_GCM,
+        };
+        let Ok(key) = UnboundKey::new(algorithm, &secret.0) else {
+            // 32 bytes are always a key: the library had no memory, which ends a process elsewhere, too.
+            std::process::abort()
+        };
+        Self { suite, cipher: LessSafeKey::new(key), secret: secret.clone() }
+    }
+
+    /// Seals in place, with the nonce zero and so once per key, what is authentic only after `said`. `None` for a text
+    /// of many gigabytes.
+    pub fn seal_said(&self, said: &[u8], text: &mut [u8]) -> Option<[u8; TAG_LEN]> {
+        let tag = self.cipher.seal_in_place_separate_tag(nonce(0), Aad::from(said), text).ok()?;
+        tag.as_ref().try_into().ok()
+    }
+
+    /// Opens in place what [`Self::seal_said`] sealed. False if it is not authentic; the text is then of no use.
+    #[must_use]
+    pub fn open_said(&self, said: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+        self.cipher.open_in_place_separate_tag(nonce(0), Aad::from(said), tag, text).is_ok()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
 }
 
 /// Takes ranges out of a buffer, from its beginning to its end, as slices of their own.
@@ -162,9 +186,7 @@ impl<'a> Pieces<'a> {
 /// Seals `spans` of `buffer`, which follow each other, in place with the counters `first_counter`, `first_counter + 1`,
 /// … and writes each tag behind its text. False if a span does not fit; nothing of the run is then usable.
 #[must_use]
-pub fn seal_run<'k>(key: impl Into<Key<'k>>, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
-    let key = key.into();
-    let Some(cipher) = cipher(key) else { return false };
+pub fn seal_run(key: &Key, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
     let mut pieces = Pieces::of(buffer);
     let mut counter = first_counter;
     let mut rest = spans;
@@ -183,7 +205,7 @@ pub fn seal_run<'k>(key: impl Into<Key<'k>>, first_counter: u64, buffer: &mut [u
         }
         let tags = match width {
             Some(width) => lanes::seal(width, &mut packets),
-            None => match seal_each(&cipher, &mut packets) {
+            None => match seal_each(&key.cipher, &mut packets) {
                 Some(tags) => tags,
                 None => return false,
             },
@@ -247,27 +269,8 @@ impl DerefMut for Authentic<'_> {
     }
 }
 
-/// A key prepared for opening a run; made once per run, not per packet.
-pub struct OpeningKey {
-    suite: Suite,
-    cipher: LessSafeKey,
-    key: Secret,
-}
-
-impl OpeningKey {
-    /// Prepares `key`. `None` never happens for a 32-byte key.
-    #[must_use]
-    pub fn new<'k>(key: impl Into<Key<'k>>) -> Option<Self> {
-        let key = key.into();
-        Some(Self { suite: key.suite, cipher: cipher(key)?, key: key.secret.clone() })
-    }
-}
-
 /// Opens messages in place, each by itself. `None`: not authentic; its bytes are wiped.
-pub fn open_run<'a>(
-    key: &OpeningKey,
-    messages: ArrayVec<Sealed<'a>, RUN>,
-) -> ArrayVec<Option<Authentic<'a>>, RUN> {
+pub fn open_run<'a>(key: &Key, messages: ArrayVec<Sealed<'a>, RUN>) -> ArrayVec<Option<Authentic<'a>>, RUN> {
     let lens: ArrayVec<usize, RUN> = messages.iter().map(|message| message.text.len()).collect();
     let mut opened = ArrayVec::new();
     let mut messages = messages.into_iter();
@@ -277,7 +280,7 @@ pub fn open_run<'a>(
         let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
         for (Sealed { counter, text, tag }, given) in messages.by_ref().take(count).zip(&mut tags) {
             *given = tag;
-            packets.push(Packet { key: &key.key.0, counter, text });
+            packets.push(Packet { key: &key.secret.0, counter, text });
         }
         let verdicts = match width {
             Some(width) => lanes::open(width, &mut packets, &tags),
@@ -299,8 +302,7 @@ pub fn open_run<'a>(
 fn open_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>], tags: &Tags) -> [Choice; RUN] {
     let mut verdicts = [Choice::from(0); RUN];
     for ((Packet { counter, text, .. }, tag), verdict) in packets.iter_mut().zip(tags).zip(&mut verdicts) {
-        let opened =
-            cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), (*tag).into(), text, 0..);
+        let opened = cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), tag, text);
         *verdict = Choice::from(u8::from(opened.is_ok()));
     }
     verdicts
@@ -308,16 +310,16 @@ fn open_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>], tags: &Tags) 
 
 /// Opens one packet, ciphertext and tag. Yields the plaintext's length; `None`: not authentic, the bytes are wiped.
 #[must_use]
-pub fn open(key: &OpeningKey, counter: u64, packet: &mut [u8]) -> Option<usize> {
+pub fn open(key: &Key, counter: u64, packet: &mut [u8]) -> Option<usize> {
     let mut messages = ArrayVec::new();
     messages.push(Sealed::new(counter, packet)?);
     open_run(key, messages).pop()?.map(|text| text.len())
 }
 
-/// Lanes and `ring` agree about packets of many lengths, of their own keys, sealed and opened.
+/// Lanes and AWS-LC agree about packets of many lengths, of their own keys, sealed and opened.
 fn self_test() -> bool {
-    let secret = |n: usize| Secret(std::array::from_fn(|i| (7 * i + n) as u8));
-    let secrets: [Secret; RUN] = std::array::from_fn(secret);
+    let key = |n: usize| Key::new(&Secret(std::array::from_fn(|i| (7 * i + n) as u8)));
+    let keys: [Key; RUN] = std::array::from_fn(key);
     Width::ALL.into_iter().all(|width| {
         [0, 1, 15, 16, 17, 63, 64, 65, 240, 1420].into_iter().all(|longest: usize| {
             let plain: ArrayVec<Vec<u8>, RUN> = (0..width.lanes())
@@ -328,16 +330,16 @@ fn self_test() -> bool {
             let mut by_lanes = plain.clone();
             let mut packets: ArrayVec<Packet<'_, '_>, RUN> = (u64::MAX - 5..=u64::MAX)
                 .chain(0..)
-                .zip(&secrets)
+                .zip(&keys)
                 .zip(&mut by_lanes)
-                .map(|((counter, key), text)| Packet { key: &key.0, counter, text })
+                .map(|((counter, key), text)| Packet { key: &key.secret.0, counter, text })
                 .collect();
             let tags = lanes::seal(width, &mut packets);
             let mut right =
-                packets.iter().zip(&plain).zip(&secrets).zip(tags).all(|(((packet, plain), secret), tag)| {
+                packets.iter().zip(&plain).zip(&keys).zip(tags).all(|(((packet, plain), key), tag)| {
                     let mut text = plain.clone();
-                    let mut alone = [Packet { key: &secret.0, counter: packet.counter, text: &mut text }];
-                    let sealed = cipher(secret.into()).and_then(|cipher| seal_each(&cipher, &mut alone));
+                    let mut alone = [Packet { key: &key.secret.0, counter: packet.counter, text: &mut text }];
+                    let sealed = seal_each(&key.cipher, &mut alone);
                     sealed.is_some_and(|tags| tags[0] == tag) && *packet.text == text
                 });
             // Opened with one tag of another packet.

@@ -4,10 +4,10 @@
 //!
 //! Inputs are slices of parts, so that a caller never concatenates a secret into a buffer it must wipe.
 
+use aws_lc_rs::hkdf;
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
 use blake2::{Blake2s256, Blake2sMac, Digest as _};
-use ring::hkdf;
 use zeroize::Zeroizing;
 
 use crate::types::Secret;

@@ -122,8 +122,8 @@ impl Width {
         }
     }
 
-    /// How many lanes must do useful work to be faster than one packet after the other in `ring`; measured, see
-    /// docs/performance.md.
+    /// How many lanes must do useful work to be faster than one packet after the other in AWS-LC; measured, see
+    /// docs/decisions/0032-lanes.md.
     const fn worthwhile(self) -> usize {
         match self {
             Self::Eight => 6,

@@ -3,9 +3,9 @@
 //! A shared secret of zero means that the other side chose a point of low order and so forced the result. It is an
 //! error here, so that nothing is ever sent or stored under such a secret (RFC 7748 section 6.1).
 
+use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
 use rand_core::CryptoRng;
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use crate::mutation::holds;
 use crate::types::{PublicKey, Secret};
@@ -15,9 +15,11 @@ use crate::types::{PublicKey, Secret};
 #[error("a point of low order")]
 pub struct LowOrder;
 
-/// A private key, clamped (RFC 7748 section 5), with its public key. Zeroised on drop.
+/// A private key, clamped (RFC 7748 section 5), with its public key. Zeroised on drop, with the library's copy; what
+/// its assembly leaves in registers and on the stack is not.
 pub struct PrivateKey {
-    secret: x25519_dalek::StaticSecret,
+    secret: Secret,
+    prepared: agreement::PrivateKey,
     public: PublicKey,
 }
 
@@ -25,13 +27,18 @@ impl PrivateKey {
     /// From 32 secret bytes, which are clamped. Costs one multiplication of the base point.
     #[must_use]
     pub fn new(secret: &Secret) -> Self {
-        let mut clamped = Zeroizing::new(secret.0);
-        clamped[0] &= 0b1111_1000;
-        clamped[31] &= 0b0111_1111;
-        clamped[31] |= 0b0100_0000;
-        let secret = x25519_dalek::StaticSecret::from(*clamped);
-        let public = PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes());
-        Self { secret, public }
+        let mut secret = secret.clone();
+        secret.0[0] &= 0b1111_1000;
+        secret.0[31] &= 0b0111_1111;
+        secret.0[31] |= 0b0100_0000;
+        let prepared = agreement::PrivateKey::from_private_key(&X25519, &secret.0).ok();
+        let public = prepared.as_ref().and_then(|prepared| prepared.compute_public_key().ok());
+        let public = public.and_then(|public| public.as_ref().try_into().ok().map(PublicKey));
+        let (Some(prepared), Some(public)) = (prepared, public) else {
+            // 32 bytes are always a key: the library had no memory, which ends a process elsewhere, too.
+            std::process::abort()
+        };
+        Self { secret, prepared, public }
     }
 
     /// A new random key.
@@ -51,7 +58,7 @@ impl PrivateKey {
     /// The clamped secret bytes, as `wg genkey` prints them in base64.
     #[must_use]
     pub fn to_secret(&self) -> Secret {
-        Secret(self.secret.to_bytes())
+        self.secret.clone()
     }
 
     /// The shared secret with the owner of `theirs`. Costs one multiplication of a variable point.
@@ -59,9 +66,13 @@ impl PrivateKey {
     /// # Errors
     /// [`LowOrder`] if the result is zero.
     pub fn shared(&self, theirs: &PublicKey) -> Result<Secret, LowOrder> {
-        let shared = self.secret.diffie_hellman(&x25519_dalek::PublicKey::from(theirs.0));
-        let contributory = holds("low-order", shared.was_contributory());
-        if contributory { Ok(Secret(shared.to_bytes())) } else { Err(LowOrder) }
+        let theirs = UnparsedPublicKey::new(&X25519, &theirs.0);
+        let mut shared = Secret([0; 32]);
+        let agreed = agreement::agree(&self.prepared, theirs, LowOrder, |secret| {
+            shared.0.copy_from_slice(secret.get(..32).ok_or(LowOrder)?);
+            Ok(())
+        });
+        if holds("low-order", agreed.is_ok()) { Ok(shared) } else { Err(LowOrder) }
     }
 }
 

@@ -17,7 +17,7 @@ use super::offload::coalesce::{Coalescer, Config, MAX_PARTS, Place};
 use super::offload::mss;
 use super::offload::switches::{Reason, Switch};
 use super::worker::Core;
-use crate::crypto::aead::{self, Authentic, OpeningKey, Pieces, Sealed};
+use crate::crypto::aead::{self, Authentic, Pieces, Sealed};
 use crate::metrics::drops::Drop;
 use crate::mutation::holds;
 use crate::noise::peer_session::{KeypairRef, Refused};
@@ -52,7 +52,6 @@ struct Opened {
     suite: Suite,
     slot: u32,
     keypair: KeypairRef,
-    key: OpeningKey,
     endpoint: Endpoint,
     /// Outer bytes accepted so far; 0: none was.
     bytes: u64,
@@ -204,6 +203,11 @@ impl Inbound {
         tos: u8,
     ) {
         let Some(run) = run else { return };
+        let session = core.peers.by_slot(run.slot).map(|peer| &peer.session);
+        let Some(key) = session.and_then(|session| session.opening_key(run.keypair, run.suite)) else {
+            core.counters.drops.add(reason(Refused::Expired), waiting.len() as u64);
+            return waiting.clear();
+        };
         let mut pieces = Pieces::of(buffer);
         let mut messages = ArrayVec::new();
         let mut sealed = Waiting::new();
@@ -215,7 +219,7 @@ impl Inbound {
             }
         }
         let mut places = ArrayVec::<Place, { aead::RUN }>::new();
-        for ((range, counter), text) in sealed.into_iter().zip(aead::open_run(&run.key, messages)) {
+        for ((range, counter), text) in sealed.into_iter().zip(aead::open_run(key, messages)) {
             let outer = range.len() as u64;
             if let Some(len) = accept(core, run, counter, outer, text, tos) {
                 places.push(Place {
@@ -253,12 +257,11 @@ impl Inbound {
         };
         let session = &core.peers.by_slot(slot)?.session;
         let keypair = session.keypair(index)?;
-        let Some(key) = session.opening_key(keypair, suite) else {
+        if session.opening_key(keypair, suite).is_none() {
             core.counters.drops.count(Drop::SuiteNotDeclared);
             return None;
-        };
-        let key = OpeningKey::new(key)?;
-        Some(Opened { index, suite, slot, keypair, key, endpoint: origin.endpoint, bytes: 0, data: false })
+        }
+        Some(Opened { index, suite, slot, keypair, endpoint: origin.endpoint, bytes: 0, data: false })
     }
 
     fn push(&mut self, core: &mut Core, slot: &[u8], place: Place) {

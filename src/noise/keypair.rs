@@ -4,8 +4,9 @@
 //! keypair is current at once; a responder's waits as `next` until the peer has proven, by a transport message in it,
 //! that it holds the keys; `previous` still opens what was under way.
 //!
-//! All is plain data in place. A keypair never moves between its places when its standing changes, and it is
-//! dropped where it lies: a move would leave a copy of the keys behind that nobody wipes.
+//! All is in place, but for what the library of the cipher keeps of a key and erases itself. A keypair never moves
+//! between its places when its standing changes, and it is dropped where it lies: a move would leave a copy of the keys
+//! behind that nobody wipes.
 
 use arrayvec::ArrayVec;
 
@@ -30,9 +31,9 @@ pub type Released = ArrayVec<u32, PLACES>;
 #[derive(Debug)]
 pub struct Keypair {
     /// Seals what we send.
-    pub send: Secret,
+    pub send: Key,
     /// Opens what we receive.
-    pub recv: Secret,
+    pub recv: Key,
     /// The same for AES-256-GCM, once it is spoken of.
     aes: Aes,
     /// In which suite we seal.
@@ -55,14 +56,15 @@ pub struct Keypair {
 #[derive(Debug)]
 enum Aes {
     Third(Secret),
-    Keys { send: Secret, recv: Secret },
+    Keys { send: Key, recv: Key },
 }
 
 impl Aes {
     /// HKDF-SHA-256(no salt, third, "ringway v1 aes-256-gcm" and the direction); "i" is the handshake's initiator.
     fn derive(&mut self, role: Role) {
         let Self::Third(third) = self else { return };
-        let key = |way: &[u8]| hkdf_sha256(third, &[b"ringway v1 aes-256-gcm", way]);
+        let key =
+            |way: &[u8]| Key::of(Suite::Aes256Gcm, &hkdf_sha256(third, &[b"ringway v1 aes-256-gcm", way]));
         let (initiator, responder) = (key(b"i2r"), key(b"r2i"));
         // In place: what they are derived from is wiped.
         *self = match role {
@@ -76,8 +78,8 @@ impl Keypair {
     fn new(new: &NewKeypair, born: Time) -> Self {
         let NewKeypair { send, recv, third, local_index, remote_index, role } = new;
         Self {
-            send: send.clone(),
-            recv: recv.clone(),
+            send: Key::new(send),
+            recv: Key::new(recv),
             aes: Aes::Third(third.clone()),
             agreement: Agreement::default(),
             local_index: *local_index,
@@ -108,25 +110,23 @@ impl Keypair {
     /// Seals so many blocks of what we send in `suite`, if that may be.
     #[inline]
     #[must_use]
-    pub fn sealing_key(&mut self, suite: Suite, blocks: u64, limits: &Limits) -> Option<Key<'_>> {
-        let secret = match (suite, &self.aes) {
-            (Suite::ChaCha20Poly1305, _) => &self.send,
-            (Suite::Aes256Gcm, Aes::Keys { send, .. }) if self.agreement.take(blocks, limits) => send,
-            (Suite::Aes256Gcm, _) => return None,
-        };
-        Some(Key { suite, secret })
+    pub fn sealing_key(&mut self, suite: Suite, blocks: u64, limits: &Limits) -> Option<&Key> {
+        match (suite, &self.aes) {
+            (Suite::ChaCha20Poly1305, _) => Some(&self.send),
+            (Suite::Aes256Gcm, Aes::Keys { send, .. }) if self.agreement.take(blocks, limits) => Some(send),
+            (Suite::Aes256Gcm, _) => None,
+        }
     }
 
     /// Opens what we receive in `suite`, if we have said that we do.
     #[inline]
     #[must_use]
-    pub fn opening_key(&self, suite: Suite) -> Option<Key<'_>> {
-        let secret = match (suite, &self.aes) {
-            (Suite::ChaCha20Poly1305, _) => &self.recv,
-            (Suite::Aes256Gcm, Aes::Keys { recv, .. }) if self.agreement.opens(suite) => recv,
-            (Suite::Aes256Gcm, _) => return None,
-        };
-        Some(Key { suite, secret })
+    pub fn opening_key(&self, suite: Suite) -> Option<&Key> {
+        match (suite, &self.aes) {
+            (Suite::ChaCha20Poly1305, _) => Some(&self.recv),
+            (Suite::Aes256Gcm, Aes::Keys { recv, .. }) if self.agreement.opens(suite) => Some(recv),
+            (Suite::Aes256Gcm, _) => None,
+        }
     }
 
     /// True from Reject-After-Time on: it neither seals nor opens any more.
@@ -337,7 +337,7 @@ mod tests {
                 Role::Initiator => ["key i2r", "key r2i"],
                 Role::Responder => ["key r2i", "key i2r"],
             };
-            assert_eq!([&sends.0[..], &receives.0], [&value(send)[..], &value(recv)], "{role:?}");
+            assert_eq!([&sends.bytes()[..], &receives.bytes()], [&value(send)[..], &value(recv)], "{role:?}");
         }
         let secret = Secret(value("key i2r").try_into().unwrap());
         let (counter, plain) = (0x0102_0304_0506_0708_u64, value("text"));
@@ -347,8 +347,8 @@ mod tests {
         message.extend(&plain);
         message.resize(message.len() + aead::TAG_LEN, 0);
         let span = aead::Span { start: TRANSPORT_HEADER_LEN, len: plain.len() };
-        let key = Key { suite: Suite::Aes256Gcm, secret: &secret };
-        assert!(aead::seal_run(key, counter, &mut message, &[span]));
+        let key = Key::of(Suite::Aes256Gcm, &secret);
+        assert!(aead::seal_run(&key, counter, &mut message, &[span]));
         let expected: Vec<u8> = value("message i2r, receiver 0x0a0b0c0d");
         assert_eq!(message, expected);
     }

@@ -365,7 +365,7 @@ impl PeerSession {
     /// this suite.
     #[inline]
     #[must_use]
-    pub fn sealing_key(&mut self, remote_index: u32, suite: Suite, bytes: usize) -> Option<Key<'_>> {
+    pub fn sealing_key(&mut self, remote_index: u32, suite: Suite, bytes: usize) -> Option<&Key> {
         let Self { keypairs, limits, .. } = self;
         let keypair = keypairs.current_mut().filter(|keypair| keypair.remote_index == remote_index)?;
         // Of a message's 32 bytes of header and tag the tag costs one block; the header makes up for a last block that
@@ -457,7 +457,7 @@ impl PeerSession {
     /// The key to open with; `None` if the keypair is gone, or we have not said in it that we open `suite`.
     #[inline]
     #[must_use]
-    pub fn opening_key(&self, name: KeypairRef, suite: Suite) -> Option<Key<'_>> {
+    pub fn opening_key(&self, name: KeypairRef, suite: Suite) -> Option<&Key> {
         self.keypairs.named(name)?.opening_key(suite)
     }
 

@@ -2,10 +2,17 @@ use super::*;
 
 const KEY: Secret = Secret([0x80; 32]);
 
+impl Key {
+    /// What it was made of, to tell one from another.
+    pub(crate) fn bytes(&self) -> [u8; 32] {
+        self.secret.0
+    }
+}
+
 fn sealed(counter: u64, text: &[u8]) -> Vec<u8> {
     let mut packet = text.to_vec();
     packet.resize(text.len() + TAG_LEN, 0);
-    assert!(seal_run(&KEY, counter, &mut packet, &[Span { start: 0, len: text.len() }]));
+    assert!(seal_run(&Key::new(&KEY), counter, &mut packet, &[Span { start: 0, len: text.len() }]));
     packet
 }
 
@@ -27,24 +34,23 @@ fn agrees_with_another_implementation() {
 #[test]
 fn either_suite_opens_only_its_own_and_wipes_the_rest() {
     for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
-        let key = Key { suite, secret: &KEY };
-        let opening = OpeningKey::new(key).unwrap();
+        let key = Key::of(suite, &KEY);
         for len in [0, 1, 15, 16, 17, 1420] {
             let plain: Vec<u8> = (0..len).map(|n| n as u8).collect();
             let mut packet = plain.clone();
             packet.resize(len + TAG_LEN, 0);
-            assert!(seal_run(key, 5, &mut packet, &[Span { start: 0, len }]));
+            assert!(seal_run(&key, 5, &mut packet, &[Span { start: 0, len }]));
             let mut opened = packet.clone();
-            assert_eq!(open(&opening, 5, &mut opened), Some(len));
+            assert_eq!(open(&key, 5, &mut opened), Some(len));
             assert_eq!(opened[..len], plain);
             for bit in [0, len * 4, (len + TAG_LEN) * 8 - 1] {
                 let mut forged = packet.clone();
                 forged[bit / 8] ^= 1 << (bit % 8);
-                assert_eq!(open(&opening, 5, &mut forged), None, "{suite} {len} {bit}");
+                assert_eq!(open(&key, 5, &mut forged), None, "{suite} {len} {bit}");
                 assert!(forged.iter().all(|&byte| byte == 0));
             }
             for other in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
-                let other_key = OpeningKey::new(Key { suite: other, secret: &KEY }).unwrap();
+                let other_key = Key::of(other, &KEY);
                 assert_eq!(
                     open(&other_key, 5, &mut packet.clone()).is_some(),
                     other == suite,
@@ -58,19 +64,18 @@ fn either_suite_opens_only_its_own_and_wipes_the_rest() {
 
 #[test]
 fn a_run_of_aes_is_its_packets() {
-    let key = Key { suite: Suite::Aes256Gcm, secret: &KEY };
+    let key = Key::of(Suite::Aes256Gcm, &KEY);
     let spans: Vec<Span> = (0..40).map(|n| Span { start: n * 1500, len: 1400 + n }).collect();
     let plain: Vec<u8> = (0..60_000).map(|n| (n % 251) as u8).collect();
     let (mut run, mut alone) = (plain.clone(), plain.clone());
-    assert!(seal_run(key, 77, &mut run, &spans));
+    assert!(seal_run(&key, 77, &mut run, &spans));
     for (counter, span) in (77..).zip(&spans) {
-        assert!(seal_run(key, counter, &mut alone, std::slice::from_ref(span)));
+        assert!(seal_run(&key, counter, &mut alone, std::slice::from_ref(span)));
     }
     assert_eq!(run, alone);
-    let opening = OpeningKey::new(key).unwrap();
     for (counter, span) in (77..).zip(&spans) {
         let packet = &mut run[span.start..span.start + span.len + TAG_LEN];
-        assert_eq!(open(&opening, counter, packet), Some(span.len));
+        assert_eq!(open(&key, counter, packet), Some(span.len));
         assert_eq!(packet[..span.len], plain[span.start..span.start + span.len]);
     }
 }
@@ -79,19 +84,19 @@ fn a_run_of_aes_is_its_packets() {
 fn a_run_takes_one_counter_after_another() {
     let mut buffer = [7; 100];
     let spans = [Span { start: 3, len: 20 }, Span { start: 50, len: 0 }, Span { start: 70, len: 14 }];
-    assert!(seal_run(&KEY, 9, &mut buffer, &spans));
-    let key = OpeningKey::new(&KEY).unwrap();
+    assert!(seal_run(&Key::new(&KEY), 9, &mut buffer, &spans));
+    let key = Key::new(&KEY);
     for (counter, span) in (9..).zip(spans) {
         let end = span.start + span.len;
         assert_eq!(open(&key, counter, &mut buffer[span.start..end + TAG_LEN]), Some(span.len));
         assert!(buffer[span.start..end].iter().all(|&byte| byte == 7));
     }
-    assert!(!seal_run(&KEY, 0, &mut buffer, &[Span { start: 90, len: 0 }]), "no room for its tag");
+    assert!(!seal_run(&key, 0, &mut buffer, &[Span { start: 90, len: 0 }]), "no room for its tag");
 }
 
 #[test]
 fn only_what_is_authentic_is_opened_and_the_rest_is_wiped() {
-    let key = OpeningKey::new(&KEY).unwrap();
+    let key = Key::new(&KEY);
     let packet = sealed(5, b"a packet");
     assert_eq!(open(&key, 5, &mut packet.clone()), Some(8));
     for bit in 0..packet.len() * 8 {
@@ -104,6 +109,6 @@ fn only_what_is_authentic_is_opened_and_the_rest_is_wiped() {
         assert_eq!(open(&key, 5, &mut packet.clone()[..len]), None, "cut to {len}");
     }
     assert_eq!(open(&key, 6, &mut packet.clone()), None, "another counter");
-    let other = OpeningKey::new(&Secret([0x81; 32])).unwrap();
+    let other = Key::new(&Secret([0x81; 32]));
     assert_eq!(open(&other, 5, &mut packet.clone()), None, "another key");
 }

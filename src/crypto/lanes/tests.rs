@@ -1,7 +1,7 @@
-//! Every instance against `ring`; numbers at their extremes; texts that end at the end of a page.
+//! Every instance against AWS-LC; numbers at their extremes; texts that end at the end of a page.
 #![allow(unsafe_code)]
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use super::*;
 
@@ -151,7 +151,7 @@ impl Noise {
     }
 }
 
-fn by_ring(key: &[u8; 32], counter: u64, text: &[u8]) -> (Vec<u8>, [u8; 16]) {
+fn by_library(key: &[u8; 32], counter: u64, text: &[u8]) -> (Vec<u8>, [u8; 16]) {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
     let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap());
@@ -161,7 +161,7 @@ fn by_ring(key: &[u8; 32], counter: u64, text: &[u8]) -> (Vec<u8>, [u8; 16]) {
     (text, tag.as_ref().try_into().unwrap())
 }
 
-/// Seals and opens the texts by an instance, each with a key and counter of its own, and asks `ring` about each.
+/// Seals and opens the texts by an instance, each with a key and counter of its own, and asks AWS-LC about each.
 fn agrees(instance: &(&str, usize, Work, Work), noise: &mut Noise, texts: &[Vec<u8>]) {
     let (name, _, seal, open) = instance;
     let keys: Vec<_> = texts.iter().map(|_| noise.key()).collect();
@@ -181,7 +181,7 @@ fn agrees(instance: &(&str, usize, Work, Work), noise: &mut Noise, texts: &[Vec<
     let tags = call(*seal, &mut worked);
     let lens: Vec<_> = texts.iter().map(Vec::len).collect();
     for (lane, text) in texts.iter().enumerate() {
-        let (sealed, tag) = by_ring(&keys[lane], counters[lane], text);
+        let (sealed, tag) = by_library(&keys[lane], counters[lane], text);
         assert!(sealed == worked[lane], "{name}: text of lane {lane} of lengths {lens:?}");
         assert_eq!(tag, tags[lane], "{name}: tag of lane {lane} of lengths {lens:?}");
     }
@@ -356,7 +356,7 @@ fn nothing_beyond_a_text_is_touched() {
             let mut tags = Tags::default();
             (instance.2)(&mut packets, &mut tags);
             for ((packet, text), tag) in packets.iter().zip(&texts).zip(tags) {
-                assert_eq!((packet.text.to_vec(), tag), by_ring(&key, 7, text), "{}", instance.0);
+                assert_eq!((packet.text.to_vec(), tag), by_library(&key, 7, text), "{}", instance.0);
             }
         }
     }

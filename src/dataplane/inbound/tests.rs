@@ -9,7 +9,7 @@ use super::super::offload::switches::Switches;
 use super::super::peers::Peers;
 use super::super::worker::Parts;
 use super::*;
-use crate::crypto::aead::{Span, TAG_LEN, seal_run};
+use crate::crypto::aead::{Key, Span, TAG_LEN, seal_run};
 use crate::noise::agreement::Policy;
 use crate::noise::index::IndexKey;
 use crate::noise::peer_session::PeerSession;
@@ -113,7 +113,8 @@ fn sealed(index: u32, counter: u64, source: [u8; 4]) -> Vec<u8> {
         TransportHeader { receiver: index, counter, suite: Suite::ChaCha20Poly1305 }.to_bytes().to_vec();
     message.extend(inner);
     message.resize(message.len() + TAG_LEN, 0);
-    assert!(seal_run(&KEY, counter, &mut message, &[Span { start: TRANSPORT_HEADER_LEN, len: inner.len() }]));
+    let span = Span { start: TRANSPORT_HEADER_LEN, len: inner.len() };
+    assert!(seal_run(&Key::new(&KEY), counter, &mut message, &[span]));
     message
 }
 

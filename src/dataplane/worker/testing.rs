@@ -14,7 +14,7 @@ use crossbeam_channel::Receiver;
 use socket2::{Domain, Socket, Type};
 
 use super::*;
-use crate::crypto::aead::{self, Key, OpeningKey, Span};
+use crate::crypto::aead::{self, Key, Span};
 use crate::crypto::hash::hkdf_sha256;
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::dataplane::handoff::{Bell, worker_channels};
@@ -394,8 +394,7 @@ impl Keys {
         message.extend(text);
         message.resize(text.len() + TRANSPORT_OVERHEAD, 0);
         let span = Span { start: TRANSPORT_HEADER_LEN, len: text.len() };
-        let secret = self.key(suite, true);
-        assert!(aead::seal_run(Key { suite, secret: &secret }, counter, &mut message, &[span]));
+        assert!(aead::seal_run(&self.key(suite, true), counter, &mut message, &[span]));
         message
     }
 
@@ -407,12 +406,12 @@ impl Keys {
         self.seal_in(suite, self.counter - 1, &padded)
     }
 
-    fn key(&self, suite: Suite, to_worker: bool) -> Secret {
+    fn key(&self, suite: Suite, to_worker: bool) -> Key {
         match suite {
-            Suite::ChaCha20Poly1305 => self.secret(to_worker),
+            Suite::ChaCha20Poly1305 => Key::new(&self.secret(to_worker)),
             Suite::Aes256Gcm => {
                 let way: &[u8] = if to_worker { b"r2i" } else { b"i2r" };
-                hkdf_sha256(&self.third(), &[b"ringway v1 aes-256-gcm", way])
+                Key::of(suite, &hkdf_sha256(&self.third(), &[b"ringway v1 aes-256-gcm", way]))
             }
         }
     }
@@ -428,8 +427,7 @@ impl Keys {
         let header = TransportHeader::parse(message).expect("a transport message");
         assert_eq!(header.receiver, self.remote_index);
         let mut text = message[TRANSPORT_HEADER_LEN..].to_vec();
-        let (suite, secret) = (header.suite, self.key(header.suite, false));
-        let key = OpeningKey::new(Key { suite, secret: &secret }).unwrap();
+        let key = self.key(header.suite, false);
         let len = aead::open(&key, header.counter, &mut text).expect("an authentic message");
         text.truncate(len);
         (header, text)

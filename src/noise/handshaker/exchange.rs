@@ -10,11 +10,8 @@
 //! | 88..116 | sealed timestamp | | 44..60 | sealed nothing |
 //! | 116..148 | mac1, mac2 | | 60..92 | mac1, mac2 |
 
-use chacha20poly1305::aead::{AeadInOut as _, KeyInit as _};
-use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
-
 use super::HandshakeError;
-use crate::crypto::aead::TAG_LEN;
+use crate::crypto::aead::{Key, TAG_LEN};
 use crate::crypto::hash::{hash, kdf1, kdf2, kdf3};
 use crate::crypto::x25519::{LowOrder, PrivateKey};
 use crate::mutation::holds;
@@ -73,13 +70,8 @@ impl Symmetric {
 
     /// Seals in place, under a key that is used once: the nonce is zero.
     pub(super) fn seal(&mut self, key: &Secret, text: &mut [u8]) -> [u8; TAG_LEN] {
-        let sealed = ChaCha20Poly1305::new(&key.0.into()).encrypt_inout_detached(
-            &Nonce::default(),
-            &self.transcript.0,
-            (&mut *text).into(),
-        );
         // Fails only for a text of many gigabytes; a wrong tag is then what the other side refuses.
-        let tag = sealed.map_or([0; TAG_LEN], Into::into);
+        let tag = Key::new(key).seal_said(&self.transcript.0, text).unwrap_or_default();
         self.transcript = Secret(hash(&[&self.transcript.0, text, &tag]));
         tag
     }
@@ -87,14 +79,9 @@ impl Symmetric {
     /// Opens in place. False if it is not authentic.
     fn open(&mut self, key: &Secret, text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
         let after = Secret(hash(&[&self.transcript.0, text, tag]));
-        let opened = ChaCha20Poly1305::new(&key.0.into()).decrypt_inout_detached(
-            &Nonce::default(),
-            &self.transcript.0,
-            text.into(),
-            &Tag::from(*tag),
-        );
+        let opened = Key::new(key).open_said(&self.transcript.0, text, tag);
         self.transcript = after;
-        holds("handshake-aead", opened.is_ok())
+        holds("handshake-aead", opened)
     }
 
     /// The transport keys: the first seals what the initiator sends, the second what the responder sends. The third

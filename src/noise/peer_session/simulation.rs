@@ -168,7 +168,7 @@ impl World {
             assert_eq!(payload, None, "what was staged has a keypair now");
             return;
         };
-        let key = session.sealing_key(reserved.remote_index, reserved.suite, 32).unwrap().secret.0;
+        let key = session.sealing_key(reserved.remote_index, reserved.suite, 32).unwrap().bytes();
         session.sent(payload.is_some(), 32, self.now);
         let to = session.endpoint().unwrap();
         assert!(self.used.insert((key, reserved.first_counter)), "a counter was used twice");
@@ -289,7 +289,7 @@ impl World {
                 let side = &mut self.sides[me];
                 let Some(name) = side.session.keypair(receiver) else { return };
                 if side.session.check(name, counter, self.now).is_err()
-                    || side.session.opening_key(name, Suite::ChaCha20Poly1305).unwrap().secret.0 != key
+                    || side.session.opening_key(name, Suite::ChaCha20Poly1305).unwrap().bytes() != key
                 {
                     return;
                 }

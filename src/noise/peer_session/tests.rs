@@ -118,7 +118,7 @@ fn a_packet_without_a_session_is_staged_and_begins_once() {
         Some(Reserved { first_counter: 0, remote_index: 1001, suite: CHACHA })
     );
     assert_eq!(session.reserve(1, at(3)).map(|reserved| reserved.first_counter), Some(2));
-    assert_eq!(session.sealing_key(1001, CHACHA, 0).map(|key| key.secret.0), Some([1; 32]));
+    assert_eq!(session.sealing_key(1001, CHACHA, 0).map(Key::bytes), Some([1; 32]));
     assert!(session.sealing_key(1002, CHACHA, 0).is_none(), "no other keypair's key");
     assert_eq!(session.endpoint(), Some(from(9)), "the response authenticates where it came from");
     assert_eq!(session.stats().last_handshake, Some(at(3)));
@@ -383,7 +383,7 @@ fn receiving_refuses_by_its_reason() {
     let mut session = connected(at(0));
     let name = session.keypair(1).unwrap();
     assert_eq!(session.keypair(2), None);
-    assert_eq!(session.opening_key(name, CHACHA).map(|key| key.secret.0), Some([2; 32]));
+    assert_eq!(session.opening_key(name, CHACHA).map(Key::bytes), Some([2; 32]));
     assert_eq!(session.check(name, u64::MAX, at(1)), Err(Refused::CounterLimit));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Ok(()));
     assert_eq!(receive(&mut session, 1, 9000, true, at(1)), Err(Refused::Replayed));
