@@ -284,7 +284,7 @@ fn understand(
     control: &ControlWriter,
 ) -> io::Result<Received> {
     let Control { source, tos, segment } =
-        parse_control(control.bytes.get(..message.msg_controllen as usize).unwrap_or_default());
+        parse_control(control.bytes.get(..message.msg_controllen).unwrap_or_default());
     let remote = address.read().ok_or(io::ErrorKind::InvalidData)?;
     let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
     Ok(Received { len, remote, source, tos, segment, truncated })
