@@ -1,5 +1,5 @@
-//! Sealing and opening a run of packets of one length, by how many they are: what `crypto::lanes` is worth beside AWS-LC,
-//! and AES-256-GCM beside both.
+//! Sealing and opening a run of packets of one length, by how many they are: what `crypto::lanes` is worth beside
+//! AWS-LC, and AES-256-GCM beside both.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use arrayvec::ArrayVec;
