@@ -2,10 +2,10 @@
 //! same instructions in the same order each time; and, disassembled, there is none among them that gathers, divides, or
 //! takes flags or a mask from a vector.
 //!
-//! What this shows, of this build and of the instances that traffic takes: no branch depends on a secret, as far as keys
-//! and texts of all zeros, all ones and two others can turn it, and none on a comparison of vectors. What it does not
-//! show: an address that is computed from a secret in a general register. That is what the same source under valgrind
-//! is for (`poisoned`).
+//! What this shows, of this build and of the instances that traffic takes: no branch depends on a secret, as far as
+//! keys and texts of all zeros, all ones and two others can turn it, and none on a comparison of vectors. What it does
+//! not show: an address that is computed from a secret in a general register. That is what the same source under
+//! valgrind is for (`poisoned`).
 
 use std::collections::BTreeSet;
 use std::process::Command;
