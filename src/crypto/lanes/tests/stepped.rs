@@ -198,7 +198,7 @@ fn the_same_instructions_run_whatever_the_secrets() {
         return;
     }
     let mut ran = BTreeSet::new();
-    let watched = super::instances().into_iter().filter(|instance| instance.name.ends_with(" lanes"));
+    let watched = instances().into_iter().filter(|instance| instance.name.ends_with(" lanes"));
     for Instance { name, lanes, seal, open, .. } in watched {
         for work in [seal, open] {
             let traces = watch(lanes, &SECRETS, &|packets, tags| {
