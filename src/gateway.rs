@@ -60,6 +60,7 @@ pub mod failure;
 mod home;
 mod hosting;
 mod offloads;
+pub mod reload;
 mod serving;
 pub mod supervisor;
 

@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use super::logging;
 use crate::config::{self, Io, LogFormat};
 use crate::gateway::appliance::{self, Options};
+use crate::gateway::reload::Source;
 
 /// `gateway [--config FILE] [--check] [--log LEVEL] [--log-format FORMAT] [--io IO]`
 #[derive(Debug, Args)]
@@ -38,14 +39,30 @@ pub struct GatewayArgs {
 /// What is wrong with the file, or what serving says.
 pub fn run(args: &GatewayArgs) -> anyhow::Result<()> {
     let mut config = config::load(&args.config)?;
-    config.io = args.io.unwrap_or(config.io);
+    let io = args.io;
+    config.io = io.unwrap_or(config.io);
     if args.check {
         return writeln!(io::stdout(), "{}: no mistakes", args.config.display()).context("standard output");
     }
     let level = args.log.unwrap_or_else(|| logging::level_of(config.log.level));
     logging::start(level, args.log_format.unwrap_or(config.log.format));
+    let path = std::path::absolute(&args.config).context("the present directory")?;
+    let file = path.clone();
+    let read = move || {
+        let mut config = config::load_again(&file)?;
+        config.io = io.unwrap_or(config.io);
+        Ok(config)
+    };
+    // What the command line says of the log goes on before the file.
+    let fixed = args.log.is_some();
+    let set_level = move |level| {
+        if !fixed {
+            logging::set_level(logging::level_of(level));
+        }
+    };
     appliance::run(Options {
         config,
+        source: Source { path, read: Box::new(read), set_level: Box::new(set_level) },
         credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         limits: super::device::limits()?,
         each_second: logging::tick,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, reload};
 
 use crate::config::{Level, LogFormat};
 
@@ -26,6 +27,9 @@ const WINDOW_KNOB: &str = "RINGWAY_TEST_LOG_WINDOW";
 
 /// The process's logger, once there is one.
 static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// How its level is changed.
+static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
 /// wireguard-go's words, and `info` and `warn` beside them; `None` for any other.
 #[must_use]
@@ -76,8 +80,19 @@ pub fn level_of(level: Level) -> LevelFilter {
 pub fn start(level: LevelFilter, format: LogFormat) {
     let journal = env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, &io::stderr()));
     let lines = LINES.get_or_init(|| Lines::new(Look { format, journal }, window()));
+    let (level, turn) = reload::Layer::new(level);
     // An error means that there is a logger already: then that one stays.
-    let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+    if tracing_subscriber::registry().with(level).with(lines).try_init().is_ok() {
+        let _ = LEVEL.set(turn);
+    }
+}
+
+/// Writes lines of this level and above from now on.
+pub fn set_level(level: LevelFilter) {
+    if let Some(turn) = LEVEL.get() {
+        // It fails only where the logger is gone.
+        let _ = turn.reload(level);
+    }
 }
 
 /// Says of lines that were held back how often they came, if their minute is over. Costs a comparison if none is; to be

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod gateway;
 pub mod keys;
 pub mod logging;
+pub mod reload;
 pub mod report;
 pub mod show;
 mod suggest;
@@ -40,6 +41,8 @@ enum Verb {
     Top(top::TopArgs),
     /// Look at this host: what keeps a gateway from working well, why, and what to do
     Doctor(doctor::DoctorArgs),
+    /// Have a gateway read its file again, or say what that would change
+    Reload(reload::ReloadArgs),
     /// Turn offloads and the MSS clamp of a running device on or off
     Switch(switch::SwitchArgs),
     /// Print a new private key
@@ -65,16 +68,20 @@ struct DeviceArgs {
 }
 
 /// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused, and for
-/// a gateway those of [`Failure`].
+/// a gateway and its reload those of [`Failure`].
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let distinct = matches!(cli.verb, Some(Verb::Gateway(_)));
+    let distinct = matches!(cli.verb, Some(Verb::Gateway(_) | Verb::Reload(_)));
     let result = match cli.verb {
         Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
         Some(Verb::Top(args)) => top::run(&args),
         Some(Verb::Doctor(args)) => match doctor::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Some(Verb::Reload(args)) => match reload::run(&args) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },

@@ -51,8 +51,8 @@ pub(super) fn findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
     in_order(findings.list)
 }
 
-/// What is wrong with the files that the text names, and with the host.
-pub(super) fn file_findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
+/// What is wrong with the files that the text names, the private key's only if that is asked for, and with the host.
+pub(super) fn file_findings(gateway: &Gateway, text: &str, private_key: bool) -> Vec<Finding> {
     let mut findings = Findings { map: Map::new(text), list: Vec::new() };
     let mine = thread::cores();
     for (place, core) in gateway.cores.iter().enumerate().filter(|(_, core)| !mine.contains(core)) {
@@ -61,10 +61,12 @@ pub(super) fn file_findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
             format!("core {core} is none of this process's: {mine:?}"),
         );
     }
-    match key::read(&gateway.private_key_file) {
+    match private_key.then(|| key::read(&gateway.private_key_file)) {
         // It is made at the first start.
-        Ok(_) | Err(KeyFileError::Missing) => {}
-        Err(error) => findings.add(&[Step::Key("private_key_file")], file(&gateway.private_key_file, &error)),
+        None | Some(Ok(_) | Err(KeyFileError::Missing)) => {}
+        Some(Err(error)) => {
+            findings.add(&[Step::Key("private_key_file")], file(&gateway.private_key_file, &error))
+        }
     }
     for (at, peer) in gateway.peer.iter().enumerate() {
         let Some(path) = &peer.preshared_key_file else { continue };

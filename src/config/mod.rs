@@ -258,12 +258,24 @@ impl Gateway {
 /// # Errors
 /// Everything that is wrong, each with its line.
 pub fn load(path: &Path) -> Result<Gateway, ConfigError> {
+    load_with(path, true)
+}
+
+/// As [`load`], for a gateway that runs: it has its private key, and may not be permitted to read that file any more.
+///
+/// # Errors
+/// Everything that is wrong, each with its line.
+pub fn load_again(path: &Path) -> Result<Gateway, ConfigError> {
+    load_with(path, false)
+}
+
+fn load_with(path: &Path, private_key: bool) -> Result<Gateway, ConfigError> {
     let text = read(path).map_err(|message| ConfigError {
         path: path.to_owned(),
         findings: vec![Finding { line: None, message }],
     })?;
     let gateway = Gateway::parse(path, &text)?;
-    let findings = check::file_findings(&gateway, &text);
+    let findings = check::file_findings(&gateway, &text, private_key);
     if findings.is_empty() { Ok(gateway) } else { Err(ConfigError { path: path.to_owned(), findings }) }
 }
 

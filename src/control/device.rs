@@ -55,6 +55,12 @@ impl Peer {
         self.preshared_key.as_ref()
     }
 
+    /// Whether its preshared key is this one, in time that does not depend on the bytes.
+    #[must_use]
+    pub fn has_preshared_key(&self, key: Option<&Secret>) -> bool {
+        same_secret(self.preshared_key.as_ref(), key)
+    }
+
     /// Its endpoint as last configured; the data plane knows where it has roamed to.
     #[must_use]
     pub fn endpoint(&self) -> Option<SocketAddr> {

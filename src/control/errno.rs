@@ -16,6 +16,8 @@ impl Errno {
     pub const TOO_LONG: Self = Self(libc::EMSGSIZE);
     /// ENOMEM: more peers or prefixes than a device holds (what the kernel's module answers).
     pub const NO_ROOM: Self = Self(libc::ENOMEM);
+    /// EOPNOTSUPP: what is asked for is not there.
+    pub const UNSUPPORTED: Self = Self(libc::EOPNOTSUPP);
     /// EIO: an error without a number.
     pub const IO: Self = Self(libc::EIO);
 

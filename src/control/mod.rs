@@ -8,6 +8,7 @@
 pub mod dataplane;
 pub mod device;
 pub mod errno;
+pub mod reload;
 pub mod scrape;
 pub mod server;
 pub mod socket;
@@ -23,4 +24,6 @@ pub struct Control<D> {
     pub device: device::Device,
     /// What carries it out.
     pub dataplane: D,
+    /// Who reads the configuration again, if there is one.
+    pub reload: Option<reload::Door>,
 }

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::Control;
 use super::dataplane::DataPlane;
 use super::errno::Errno;
+use super::reload::Ask;
 use super::socket::UapiSocket;
 use super::uapi::parse::{MAX_LINE, Progress, RequestParser};
 use super::uapi::{Request, format};
@@ -50,7 +51,7 @@ pub enum End {
     DeviceGone,
 }
 
-/// Serves until a signal, the removal of the socket's file, or `gone`. SIGHUP is taken and ignored.
+/// Serves until a signal, the removal of the socket's file, or `gone`. SIGHUP ends nothing.
 ///
 /// # Errors
 /// What no retry can mend: no runtime, no signal handlers.
@@ -101,6 +102,10 @@ async fn converse<D: DataPlane>(mut stream: UnixStream, control: &RefCell<Contro
         };
         match progress {
             Progress::More => {}
+            Progress::Complete(Ok(Request::Reload(ask))) => {
+                let text = reload(ask, control).await;
+                write(&mut stream, &text).await?;
+            }
             Progress::Complete(request) => {
                 let text = answer(request, &mut control.borrow_mut());
                 write(&mut stream, &text).await?;
@@ -114,10 +119,23 @@ async fn converse<D: DataPlane>(mut stream: UnixStream, control: &RefCell<Contro
     }
 }
 
+/// Has the configuration read again, by whoever does that.
+async fn reload<D: DataPlane>(ask: Ask, control: &RefCell<Control<D>>) -> String {
+    let door = control.borrow().reload.clone();
+    let answered = match door {
+        Some(door) => door.ask(ask).await,
+        None => Err(Errno::UNSUPPORTED),
+    };
+    let json = answered.and_then(|answer| serde_json::to_string(&answer).map_err(|_| Errno::IO));
+    let mut text = json.as_ref().map_or_else(|_| String::new(), |json| format!("json={json}\n"));
+    format::finish(&mut text, json.map(drop));
+    text
+}
+
 /// Carries a request out.
 fn answer<D: DataPlane>(
     request: Result<Request, Errno>,
-    Control { device, dataplane }: &mut Control<D>,
+    Control { device, dataplane, .. }: &mut Control<D>,
 ) -> Zeroizing<String> {
     let (mut text, result) = match request {
         Ok(Request::Get) => (format::get(device, &dataplane.snapshot()), Ok(())),
@@ -134,6 +152,8 @@ fn answer<D: DataPlane>(
             (Zeroizing::default(), switches.try_for_each(|(switch, on)| dataplane.switch(switch, on)))
         }
         Ok(Request::Set(set)) => (Zeroizing::default(), device.apply(set, dataplane)),
+        // It waits for others: see `reload`.
+        Ok(Request::Reload(_)) => (Zeroizing::default(), Err(Errno::UNSUPPORTED)),
         Err(errno) => (Zeroizing::default(), Err(errno)),
     };
     format::finish(&mut text, result);

@@ -98,7 +98,9 @@ pub fn uapi_set(data: &[u8]) {
             Progress::Complete(Ok(Request::Set(set))) => {
                 let _ = device.apply(set, &mut plane);
             }
-            Progress::Complete(Ok(Request::Get | Request::Show | Request::Switch(_))) => {
+            Progress::Complete(Ok(
+                Request::Get | Request::Show | Request::Switch(_) | Request::Reload(_),
+            )) => {
                 assert!(format::get(&device, &[]).ends_with('\n') || device.peers().is_empty());
             }
             Progress::Complete(Err(_)) => assert!(!parser.in_request()),

@@ -7,7 +7,7 @@
 //! 5. firewall rules and forwarding ([`crate::net::manners`])
 //! 6. peers, through the same model as the UAPI's
 //! 7. UAPI socket; privileges are given up
-//! 8. serve until a signal or the loss of the device
+//! 8. serve until a signal or the loss of the device; SIGHUP and `ringway reload`: the file again ([`super::reload`])
 //! 9. the other way round: socket, threads, device, forwarding and rules, lock
 //!
 //! Whoever returns early or is dropped undoes what it did: each step's value does so in its `Drop`.
@@ -21,12 +21,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use caps::Capability;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::failure::Failure;
 use super::home::{self, RunDir};
 use super::hosting;
+use super::reload::{Reloader, Source};
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings, exporter};
 use crate::config;
@@ -35,7 +36,7 @@ use crate::control::device::Device;
 use crate::control::server::End;
 use crate::control::socket::{DIRECTORY, UapiSocket, socket_path};
 use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
-use crate::control::{Control, errno::Errno};
+use crate::control::{self, Control, errno::Errno};
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::tun::{self, TunDevice, TunError, TunOffloads};
 use crate::net::link::LinkWatch;
@@ -60,6 +61,8 @@ pub struct Options {
     pub credentials: Option<PathBuf>,
     /// Protocol constants.
     pub limits: Limits,
+    /// The same file again.
+    pub source: Source,
     /// What the caller wants done about once a second while the gateway runs; must not wait.
     pub each_second: fn(),
 }
@@ -124,12 +127,16 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 
 async fn serve(options: Options, workers: u16, caretaker: Option<Caretaker>) -> anyhow::Result<()> {
     let mut signalled = pin!(signalled().context("taking signals")?);
+    // One that comes during the start is obeyed after it.
+    let hangup = signal(SignalKind::hangup()).context("taking signals")?;
+    let Options { config, .. } = &options;
+    let (interface, peers) = (config.interface.clone(), config.peer.len());
     // Declared first: it goes last, when nothing of ours is left on the host.
     let _run_dir;
     let starting = async {
         let mut run_dir = RunDir::take(&options.config.run_dir())?;
         run_dir.leave_to(caretaker);
-        let serving = start(&options, workers, &run_dir).await?;
+        let serving = start(options, workers, &run_dir, hangup).await?;
         anyhow::Ok((run_dir, serving))
     };
     let serving = tokio::select! {
@@ -141,7 +148,7 @@ async fn serve(options: Options, workers: u16, caretaker: Option<Caretaker>) -> 
             serving
         }
     };
-    tracing::info!(interface = %options.config.interface, peers = options.config.peer.len(), workers, "ready");
+    tracing::info!(%interface, peers, workers, "ready");
     match serving.until_end(signalled).await? {
         End::DeviceGone => Err(SetupError::Gone.into()),
         End::Signal | End::SocketRemoved => Ok(()),
@@ -160,7 +167,7 @@ fn signalled() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Result<Serving> {
+async fn start(options: Options, workers: u16, run_dir: &RunDir, hangup: Signal) -> anyhow::Result<Serving> {
     let config = &options.config;
     let account = match config.user.as_str() {
         "" => None,
@@ -204,9 +211,12 @@ async fn start(options: &Options, workers: u16, run_dir: &RunDir) -> anyhow::Res
     match finish() {
         Ok(socket) => {
             let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
-            let control = Control { device: model, dataplane: gateway };
-            let each_second = options.each_second;
-            Serving { control, socket, watch, metrics, each_second }.confined(account, KEPT)
+            let (door, asked) = control::reload::door();
+            let control = Control { device: model, dataplane: gateway, reload: Some(door) };
+            let Options { config, source, each_second, .. } = options;
+            let reload =
+                Some(Reloader { source, in_force: config, link: watch.link().clone(), hangup, asked });
+            Serving { control, socket, watch, metrics, reload, each_second }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();
@@ -223,23 +233,28 @@ fn request(config: &config::Gateway, key: Secret) -> anyhow::Result<SetRequest> 
         if peer.public_key == own {
             return Err(SetupError::OwnKey(own.to_base64()).into());
         }
-        let preshared_key = match &peer.preshared_key_file {
-            Some(path) => Some(Some(key::read(path).with_context(|| path.display().to_string())?)),
-            None => None,
-        };
-        peers.push(PeerChange {
-            preshared_key,
-            endpoint: peer.endpoint,
-            keepalive: Some((peer.keepalive != 0).then_some(peer.keepalive)),
-            allowed_ips: peer.allowed_ips.iter().copied().map(AllowedIp::Add).collect(),
-            ..PeerChange::new(peer.public_key)
-        });
+        peers.push(peer_change(peer)?);
     }
     Ok(SetRequest {
         private_key: Some(Some(PrivateKey::new(&key).to_secret())),
         fwmark: Some(config.fwmark),
         peers,
         ..SetRequest::default()
+    })
+}
+
+/// All that the file says of a peer, as the UAPI would say it.
+pub(super) fn peer_change(peer: &config::Peer) -> anyhow::Result<PeerChange> {
+    let preshared_key = match &peer.preshared_key_file {
+        Some(path) => Some(key::read(path).with_context(|| path.display().to_string())?),
+        None => None,
+    };
+    Ok(PeerChange {
+        preshared_key: Some(preshared_key),
+        endpoint: peer.endpoint,
+        keepalive: Some((peer.keepalive != 0).then_some(peer.keepalive)),
+        allowed_ips: peer.allowed_ips.iter().copied().map(AllowedIp::Add).collect(),
+        ..PeerChange::new(peer.public_key)
     })
 }
 
@@ -274,17 +289,21 @@ async fn set_up_link(config: &config::Gateway, device: &TunDevice) -> anyhow::Re
         move |source| SetupError::Link { action, interface, source }
     };
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
-    watch.set_mtu(config.mtu).await.map_err(failed(format!("set the MTU {}", config.mtu)))?;
+    let link = watch.link().clone();
+    link.set_mtu(config.mtu).await.map_err(failed(format!("set the MTU {}", config.mtu)))?;
     let length = config.queue_length;
-    watch.set_queue_length(length).await.map_err(failed(format!("set the queue length {length}")))?;
+    link.set_queue_length(length).await.map_err(failed(format!("set the queue length {length}")))?;
     for address in &config.addresses {
-        watch.add_address(*address).await.map_err(failed(format!("set the address {address}")))?;
+        link.add_address(*address).await.map_err(failed(format!("set the address {address}")))?;
     }
-    watch.set_up().await.map_err(failed("bring the link up".to_owned()))?;
+    link.set_up().await.map_err(failed("bring the link up".to_owned()))?;
     // From here on changes are reported.
     watch.state().await.map_err(failed("read the link's state".to_owned()))?;
+    for prefix in config.peer.iter().flat_map(|peer| &peer.allowed_ips).filter(|prefix| prefix.len() == 0) {
+        tracing::warn!(%prefix, "no route is made: it would lead the tunnel's own datagrams into the tunnel");
+    }
     for prefix in routes(config) {
-        match watch.add_route(prefix).await {
+        match link.add_route(prefix).await {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(SetupError::RouteExists { prefix }.into());
             }
@@ -296,19 +315,12 @@ async fn set_up_link(config: &config::Gateway, device: &TunDevice) -> anyhow::Re
 
 /// The prefixes that need a route of their own: not what the interface's addresses cover. Nor a default route, which
 /// would lead the tunnel's own datagrams into it (docs/decisions/0016-routes.md).
-fn routes(config: &config::Gateway) -> Vec<Prefix> {
+pub(super) fn routes(config: &config::Gateway) -> Vec<Prefix> {
     let own: Vec<Prefix> = config.addresses.iter().map(|address| address.network()).collect();
     let covered =
         |prefix: &Prefix| own.iter().any(|own| own.len() <= prefix.len() && own.contains(prefix.addr()));
-    let mut routes = Vec::new();
-    for prefix in config.peer.iter().flat_map(|peer| &peer.allowed_ips) {
-        if prefix.len() == 0 {
-            tracing::warn!(%prefix, "no route is made: it would lead the tunnel's own datagrams into the tunnel");
-        } else if !covered(prefix) {
-            routes.push(*prefix);
-        }
-    }
-    routes
+    let all = config.peer.iter().flat_map(|peer| &peer.allowed_ips);
+    all.filter(|prefix| prefix.len() > 0 && !covered(prefix)).copied().collect()
 }
 
 #[cfg(test)]

@@ -89,9 +89,9 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let device = open_device(options.name.as_str(), options.workers.get(), options.tun)?;
     let mut watch = LinkWatch::open(device.ifindex).context("opening a netlink socket")?;
     if made {
-        watch.set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
+        watch.link().set_mtu(DEFAULT_MTU).await.context("setting the device's MTU")?;
         let packets = options.settings.queue_length;
-        watch.set_queue_length(packets).await.context("setting the device's queue length")?;
+        watch.link().set_queue_length(packets).await.context("setting the device's queue length")?;
     }
     let gateway = Gateway::start(device, options.settings)?;
     if let Ok(state) = watch.state().await {
@@ -102,11 +102,11 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
         None => UapiSocket::bind(Path::new(DIRECTORY), &options.name)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
-    let control = Control { device: Device::new(gateway.port()), dataplane: gateway };
+    let control = Control { device: Device::new(gateway.port()), dataplane: gateway, reload: None };
     let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
     // wg-quick's user expects no change of user.
     let each_second = options.each_second;
-    Serving { control, socket, watch, metrics, each_second }.confined(None, KEPT)
+    Serving { control, socket, watch, metrics, reload: None, each_second }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Gateway;
 use crate::config;
 use crate::net::manners::foreign::{self, Found, Needs};
 use crate::net::manners::{Applied, Forward, HostRules, MannersError, Service, Transport};
@@ -36,6 +37,12 @@ pub(super) fn apply(config: &config::Gateway, listen_port: u16) -> Result<Applie
         Err(error) => tracing::warn!(%error, "cannot tell whether other firewalls drop clients' packets"),
     }
     Ok(applied)
+}
+
+/// Has another file's rules in force.
+pub(super) fn change(config: &config::Gateway, gateway: &mut Gateway) -> Result<(), MannersError> {
+    let port = gateway.port();
+    gateway.host.as_mut().map_or(Ok(()), |applied| applied.change(host_rules(config, port)))
 }
 
 fn host_rules(config: &config::Gateway, listen_port: u16) -> HostRules {

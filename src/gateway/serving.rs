@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use caps::Capability;
 
 use super::exporter::{self, Page};
+use super::reload::{self, Reloader};
 use super::{Gateway, supervisor};
 use crate::control::dataplane::DataPlane as _;
 use crate::control::socket::UapiSocket;
@@ -26,6 +27,8 @@ pub(super) struct Serving {
     pub(super) socket: UapiSocket,
     pub(super) watch: LinkWatch,
     pub(super) metrics: Option<Page>,
+    /// Who reads the configuration again, if there is a file.
+    pub(super) reload: Option<Reloader>,
     /// What whoever started it wants done about once a second.
     pub(super) each_second: fn(),
 }
@@ -75,23 +78,20 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { control, socket, watch, metrics, each_second } = self;
+        let Self { control, socket, watch, metrics, reload, each_second } = self;
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
         let device_gone = async move {
             // An error means that no worker is left to say so.
             let _ = gone.wait_for(|gone| *gone).await;
         };
-        let status = {
-            let Control { dataplane, .. } = &*control.borrow();
-            format!("serving on port {} with {} workers", dataplane.port(), dataplane.workers())
-        };
-        supervisor::ready(&status);
+        supervisor::ready(&status(&control.borrow().dataplane));
         let end = tokio::select! {
             end = server::serve(&socket, &control, device_gone) => end.context("serving the UAPI socket"),
             () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = supervisor::watch(&control) => match never {},
             never = supervisor::repeat(each_second) => match never {},
+            never = reload::serve(reload, &control) => match never {},
             never = exporter::serve(metrics, &control) => match never {},
             () = ended => Ok(server::End::Signal),
         };
@@ -101,6 +101,11 @@ impl Serving {
         control.into_inner().dataplane.stop();
         end
     }
+}
+
+/// A line for the service manager.
+pub(super) fn status(gateway: &Gateway) -> String {
+    format!("serving on port {} with {} workers", gateway.port(), gateway.workers())
 }
 
 /// Follows the link's MTU and the host's routes. Returns when the device is gone.

@@ -60,10 +60,16 @@ pub enum LinkEvent {
 /// What the kernel sends unasked, and from whom.
 type Notice = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr);
 
-/// Watches one link and all routes of a namespace.
-pub struct LinkWatch {
+/// One link, to be changed, as long as its watch lives.
+#[derive(Clone, Debug)]
+pub struct Link {
     index: u32,
     handle: Handle,
+}
+
+/// Watches one link and all routes of a namespace.
+pub struct LinkWatch {
+    link: Link,
     notices: BoxStream<'static, Notice>,
     /// Moves bytes between the socket and the two above.
     connection: JoinHandle<()>,
@@ -88,8 +94,7 @@ impl LinkWatch {
     pub fn open(index: u32) -> io::Result<Self> {
         let (connection, handle, notices) = rtnetlink::new_multicast_connection(GROUPS)?;
         Ok(Self {
-            index,
-            handle,
+            link: Link { index, handle },
             notices: notices.boxed(),
             connection: tokio::spawn(connection),
             state: None,
@@ -101,12 +106,18 @@ impl LinkWatch {
         })
     }
 
+    /// The link, to be changed.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Asks for the link's state now; [`Self::next`] then reports what differs from it.
     ///
     /// # Errors
     /// ENODEV if there is no such link in this namespace.
     pub async fn state(&mut self) -> io::Result<LinkState> {
-        let mut links = self.handle.link().get().match_index(self.index).execute();
+        let mut links = self.link.handle.link().get().match_index(self.link.index).execute();
         let link = links.next().await.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(to_io)?;
         let state = state_of(&link, None).ok_or(io::ErrorKind::InvalidData)?;
         self.state = Some(state);
@@ -142,27 +153,6 @@ impl LinkWatch {
         }
     }
 
-    /// Sets the link's MTU, bytes.
-    ///
-    /// # Errors
-    /// EPERM, ENODEV, or EINVAL for an MTU that the device does not take.
-    pub async fn set_mtu(&self, bytes: u32) -> io::Result<()> {
-        self.change(LinkUnspec::new_with_index(self.index).mtu(bytes)).await
-    }
-
-    /// Sets how many packets the link queues on their way out (txqueuelen).
-    ///
-    /// # Errors
-    /// EPERM, ENODEV, or ENOMEM for a length that there is no memory for.
-    pub async fn set_queue_length(&self, packets: u32) -> io::Result<()> {
-        let link = LinkUnspec::new_with_index(self.index);
-        self.change(link.append_extra_attribute(LinkAttribute::TxQueueLen(packets))).await
-    }
-
-    async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
-        self.handle.link().change(link.build()).execute().await.map_err(to_io)
-    }
-
     /// After lost notices: anything may have happened.
     async fn resynchronise(&mut self) -> Option<LinkEvent> {
         if !self.resync {
@@ -180,11 +170,11 @@ impl LinkWatch {
     fn digest(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
         use RouteNetlinkMessage as Rt;
         match payload {
-            NetlinkPayload::InnerMessage(Rt::NewLink(link)) if link.header.index == self.index => {
+            NetlinkPayload::InnerMessage(Rt::NewLink(link)) if link.header.index == self.link.index => {
                 let state = state_of(&link, self.state)?;
                 (self.state.replace(state) != Some(state)).then_some(LinkEvent::Changed(state))
             }
-            NetlinkPayload::InnerMessage(Rt::DelLink(link)) if link.header.index == self.index => {
+            NetlinkPayload::InnerMessage(Rt::DelLink(link)) if link.header.index == self.link.index => {
                 self.state.take().map(|_| LinkEvent::Left)
             }
             // Another link that goes down takes its IPv4 routes along without a word about them.
@@ -232,9 +222,32 @@ impl LinkWatch {
         // None is named where the next hop is an object of its own.
         let mut anew = links.is_empty();
         for index in links {
-            anew |= index != self.index && self.ways.insert((index, v4));
+            anew |= index != self.link.index && self.ways.insert((index, v4));
         }
         anew
+    }
+}
+
+impl Link {
+    /// Sets the link's MTU, bytes.
+    ///
+    /// # Errors
+    /// EPERM, ENODEV, or EINVAL for an MTU that the device does not take.
+    pub async fn set_mtu(&self, bytes: u32) -> io::Result<()> {
+        self.change(LinkUnspec::new_with_index(self.index).mtu(bytes)).await
+    }
+
+    /// Sets how many packets the link queues on their way out (txqueuelen).
+    ///
+    /// # Errors
+    /// EPERM, ENODEV, or ENOMEM for a length that there is no memory for.
+    pub async fn set_queue_length(&self, packets: u32) -> io::Result<()> {
+        let link = LinkUnspec::new_with_index(self.index);
+        self.change(link.append_extra_attribute(LinkAttribute::TxQueueLen(packets))).await
+    }
+
+    async fn change(&self, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
+        self.handle.link().change(link.build()).execute().await.map_err(to_io)
     }
 }
 

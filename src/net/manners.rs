@@ -3,7 +3,8 @@
 //!
 //! 1. [`HostRules::apply`]: what a gateway left that was killed is undone ([`clean_leftovers`]); then the rules in one
 //!    transaction, then forwarding; each change is recorded before it is made
-//! 2. [`Applied::follow_routes`]: other interfaces may have to forward now; [`Applied::listen_on`]: another port
+//! 2. [`Applied::follow_routes`]: other interfaces may have to forward now; [`Applied::listen_on`]: another port;
+//!    [`Applied::change`]: other clients, services and so on
 //! 3. [`foreign::look`]: who else would drop the clients' packets, and what to tell him
 //! 4. [`Applied::undo`]: forwarding as it was, unless another gateway needs it; the rules go
 //!
@@ -154,6 +155,8 @@ pub enum MannersError {
 #[derive(Debug)]
 pub struct Applied {
     rules: HostRules,
+    /// The tunnel's index.
+    tunnel: u32,
     forwarding: Forwarding,
     tables: Tables,
 }
@@ -186,7 +189,7 @@ impl HostRules {
     /// See [`MannersError`].
     pub fn apply(self, run: &Path) -> Result<Applied, MannersError> {
         let name = self.interface.as_str();
-        let index =
+        let tunnel =
             interface::index_of(name).ok_or_else(|| MannersError::NoInterface(self.interface.clone()))?;
         for interface in clean_leftovers(run)? {
             tracing::info!(interface, "undone what a gateway left that was killed");
@@ -195,8 +198,8 @@ impl HostRules {
         let record = Records::open(run)?.begin(&self.interface)?;
         // Dropping it undoes what is done from here on.
         let mut applied =
-            Applied { forwarding: Forwarding::new(record, run.to_owned()), tables, rules: self };
-        nft::load(&nft::ruleset(&applied.rules, index))?;
+            Applied { forwarding: Forwarding::new(record, run.to_owned()), tables, tunnel, rules: self };
+        nft::load(&nft::ruleset(&applied.rules, tunnel))?;
         applied.listen_on(applied.rules.listen_port)?;
         applied.follow_routes()?;
         Ok(applied)
@@ -220,6 +223,26 @@ impl Applied {
     pub fn listen_on(&self, port: u16) -> Result<(), MannersError> {
         let table = nft::table_name(self.rules.interface.as_str());
         self.tables.listen_on(&table, self.rules.listen_port, port)
+    }
+
+    /// Has `rules` in force in the place of those that are, without an interruption for what both allow. Interface,
+    /// listen port ([`Self::listen_on`] follows it) and outer addresses stay; what forwards already does so until the
+    /// end.
+    ///
+    /// # Errors
+    /// See [`MannersError`]; then the rules are as they were.
+    pub fn change(&mut self, rules: HostRules) -> Result<(), MannersError> {
+        let table = nft::table_name(self.rules.interface.as_str());
+        let HostRules { interface, listen_port, outer, .. } = self.rules.clone();
+        let rules = HostRules { interface, listen_port, outer, ..rules };
+        let (before, after) = (nft::contents(&self.rules, self.tunnel), nft::contents(&rules, self.tunnel));
+        self.tables.exchange(&table, &before, &after)?;
+        if let Err(error) = self.forwarding.extend(&rules) {
+            self.tables.exchange(&table, &after, &before)?;
+            return Err(error);
+        }
+        self.rules = rules;
+        Ok(())
     }
 
     /// Takes everything back: forwarding first, then the rules. Says what did not work in the log.

@@ -7,9 +7,11 @@
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::DerefMut;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
+use arrayvec::ArrayVec;
 use socket2::Domain;
 
 use super::{check, check_len};
@@ -21,6 +23,9 @@ const HEADER: usize = size_of::<libc::cmsghdr>();
 const WORD: usize = size_of::<usize>();
 /// Room for one pktinfo, one TOS and one segment size, of either family.
 pub const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + 2 * space(size_of::<libc::c_int>());
+
+/// Most messages of one [`recv_many`].
+pub const MANY: usize = 16;
 
 /// Bytes that a control message with `len` bytes of data takes.
 const fn space(len: usize) -> usize {
@@ -225,6 +230,59 @@ pub fn recv(fd: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     // after the call and of the lengths given.
     let received = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let len = check_len(received)?;
+    understand(&message, len, &address, &control)
+}
+
+/// As [`recv`], as many messages as are there and as there are buffers, up to [`MANY`], by one call; one per buffer,
+/// from the first on.
+///
+/// # Errors
+/// Those of [`recv`]: of the call where nothing was received, else of one message.
+pub fn recv_many(
+    fd: &impl AsFd,
+    buffers: &mut [impl DerefMut<Target = [u8]>],
+) -> io::Result<ArrayVec<io::Result<Received>, MANY>> {
+    let mut controls = [const { ControlWriter::new() }; MANY];
+    let mut addresses = [const { Address::unspecified() }; MANY];
+    let part =
+        |buffer: &mut [u8]| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut parts: ArrayVec<_, MANY> =
+        buffers.iter_mut().take(MANY).map(|buffer| part(&mut *buffer)).collect();
+    let address_len = size_of::<Address>() as libc::socklen_t;
+    let each = parts.iter_mut().zip(&mut addresses).zip(&mut controls);
+    let mut messages: ArrayVec<_, MANY> = each
+        .map(|((part, address), control)| {
+            let msg_hdr = message(address, address_len, part, control.bytes.as_mut_ptr(), CONTROL_LEN);
+            libc::mmsghdr { msg_hdr, msg_len: 0 }
+        })
+        .collect();
+    // SAFETY: `messages` holds so many, and each points to parts of `addresses`, `parts`, `buffers` and `controls` of
+    // its own, all exclusively ours, alive until after the call and of the lengths given. No time is passed.
+    let received = unsafe {
+        libc::recvmmsg(
+            fd.as_fd().as_raw_fd(),
+            messages.as_mut_ptr(),
+            messages.len() as libc::c_uint,
+            libc::MSG_DONTWAIT as _,
+            ptr::null_mut(),
+        )
+    };
+    let count = usize::try_from(check(received)?).unwrap_or_default();
+    let each = messages.iter().zip(&addresses).zip(&controls).take(count);
+    Ok(each
+        .map(|((message, address), control)| {
+            understand(&message.msg_hdr, message.msg_len as usize, address, control)
+        })
+        .collect())
+}
+
+/// What the kernel wrote beside `len` bytes of payload.
+fn understand(
+    message: &libc::msghdr,
+    len: usize,
+    address: &Address,
+    control: &ControlWriter,
+) -> io::Result<Received> {
     let Control { source, tos, segment } =
         parse_control(control.bytes.get(..message.msg_controllen as usize).unwrap_or_default());
     let remote = address.read().ok_or(io::ErrorKind::InvalidData)?;

@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Write as _;
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,6 +42,19 @@ pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("ip(8)");
     assert!(status.success(), "ip {arguments}: {status}");
+}
+
+/// Waits until an address that the calling thread's namespace was given can be used: a worker of the kernel's takes an
+/// IPv6 address into use, and makes its local route, a moment after `ip` has returned. What is sent to it before that
+/// is lost.
+pub(crate) fn usable(address: &str) {
+    eventually(|| {
+        let socket = UdpSocket::bind((address, 0)).ok()?;
+        let to = socket.local_addr().ok()?;
+        socket.set_read_timeout(Some(Duration::from_millis(10))).ok()?;
+        socket.send_to(b"?", to).ok()?;
+        socket.recv(&mut [0]).ok()
+    });
 }
 
 /// Tries until `attempt` yields something. What a test closes may live on for a moment: a child that another test

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::dropin::{FILTER, perl, text};
 use crate::lab::{Host, Lab, machine, wait_until};
-use crate::peer::{Implementation, Peer, Remote, preshared_key, stranger};
+use crate::peer::{Implementation, Peer, Remote, io_option, preshared_key, stranger};
 use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, Outer, client_prefixes, client_v4, client_v6,
     connect, gateway_endpoint,
@@ -19,52 +19,52 @@ const SOON: Duration = Duration::from_secs(10);
 /// What the gateways of these tests have in common: no port of the host beside their own.
 const QUIET: &str = "[metrics]\nlisten = \"off\"\n";
 
-fn program() -> String {
+pub(crate) fn program() -> String {
     env!("CARGO_BIN_EXE_ringway").to_owned()
 }
 
 /// A host whose /var/lib is its own as well.
-fn host(lab: &Lab, role: &str) -> Arc<Host> {
+pub(crate) fn host(lab: &Lab, role: &str) -> Arc<Host> {
     let host = lab.host(role);
     host.run("mount -t tmpfs tmpfs /var/lib");
     host
 }
 
 /// Writes a configuration where the host's processes find it, and returns their path.
-fn file(host: &Host, name: &str, content: &str) -> String {
+pub(crate) fn file(host: &Host, name: &str, content: &str) -> String {
     fs::write(host.run_file(name), content).unwrap();
     format!("/var/run/{name}")
 }
 
 /// The top of a file: an interface, its addresses and its port.
-fn head(interface: &str, addresses: &[&str], port: u16) -> String {
+pub(crate) fn head(interface: &str, addresses: &[&str], port: u16) -> String {
     format!(
         "interface = \"{interface}\"\naddresses = {addresses:?}\nlisten_port = {port}\nworkers = 2\n{QUIET}"
     )
 }
 
 /// One `[[peer]]`.
-fn peer(name: &str, public: &str, allowed: &str) -> String {
+pub(crate) fn peer(name: &str, public: &str, allowed: &str) -> String {
     let allowed: Vec<_> = allowed.split(',').collect();
     format!("[[peer]]\nname = \"{name}\"\npublic_key = \"{public}\"\nallowed_ips = {allowed:?}\n")
 }
 
 /// A gateway that is running.
-struct Appliance {
+pub(crate) struct Appliance {
     host: Arc<Host>,
     interface: String,
     child: Option<Child>,
 }
 
 impl Appliance {
-    fn start(host: &Arc<Host>, interface: &str, content: &str) -> Self {
+    pub(crate) fn start(host: &Arc<Host>, interface: &str, content: &str) -> Self {
         Self::start_through(host, interface, content, "")
     }
 
     /// By a launcher's words, which execute the program in their place.
-    fn start_through(host: &Arc<Host>, interface: &str, content: &str, launcher: &str) -> Self {
+    pub(crate) fn start_through(host: &Arc<Host>, interface: &str, content: &str, launcher: &str) -> Self {
         let path = file(host, &format!("{interface}.toml"), content);
-        let mut cmd = host.line(&format!("{launcher} {} gateway --config {path}", program()));
+        let mut cmd = host.line(&format!("{launcher} {} gateway --config {path} {}", program(), io_option()));
         let child = cmd.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut running =
             Self { host: Arc::clone(host), interface: interface.to_owned(), child: Some(child) };
@@ -72,10 +72,14 @@ impl Appliance {
             assert!(!running.ended(), "{:?}", running.child.take().unwrap().wait_with_output());
             host.attempt(&format!("wg show {interface}")).status.success()
         });
+        if !io_option().is_empty() {
+            let shown = host.run(&format!("{} show --json {interface}", program()));
+            assert!(shown.contains(r#""kind":"poll""#), "{shown}");
+        }
         running
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
@@ -83,22 +87,22 @@ impl Appliance {
         self.child.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         machine(&format!("kill -{name} {}", self.pid()));
     }
 
-    fn wait(mut self) -> Output {
+    pub(crate) fn wait(mut self) -> Output {
         self.child.take().unwrap().wait_with_output().unwrap()
     }
 
     /// Ends it in order.
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.signal("TERM");
         let ended = self.wait();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     }
 
-    fn public_key(&self) -> String {
+    pub(crate) fn public_key(&self) -> String {
         self.host.run(&format!("wg show {} public-key", self.interface)).trim().to_owned()
     }
 }
@@ -113,7 +117,7 @@ impl Drop for Appliance {
 }
 
 /// Everything of a host that a gateway may touch.
-fn state(host: &Host) -> Vec<String> {
+pub(crate) fn state(host: &Host) -> Vec<String> {
     let mut state: Vec<String> = [
         "ip -o link",
         "ip -o address",
@@ -137,7 +141,7 @@ fn state(host: &Host) -> Vec<String> {
 }
 
 /// A client of the gateway on a link of its own, which does not know the gateway's key yet.
-fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
+pub(crate) fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
     let host = lab.host(&format!("client{i}"));
     connect(lab, gateway, &host, i, 1520);
     let client = Peer::start(&host, Implementation::WireguardGo, "wg0", CLIENT_PORT);
@@ -145,14 +149,14 @@ fn client(lab: &Lab, gateway: &Arc<Host>, i: usize) -> Peer {
     client
 }
 
-fn meet(client: &Peer, public: &str, preshared: Option<&str>) {
+pub(crate) fn meet(client: &Peer, public: &str, preshared: Option<&str>) {
     let endpoint = gateway_endpoint(0, Outer::V4);
     let endpoint = Some(endpoint.as_str());
     client.know(&Remote { public, allowed: OVERLAY, endpoint, preshared, ..Remote::default() });
 }
 
 #[test]
-fn a_gateway_of_one_file_carries_traffic_and_routes() {
+pub(crate) fn a_gateway_of_one_file_carries_traffic_and_routes() {
     let Some(lab) = Lab::new() else { return };
     let host = host(&lab, "gateway");
     let client = client(&lab, &host, 0);
@@ -195,7 +199,7 @@ fn a_gateway_of_one_file_carries_traffic_and_routes() {
 }
 
 #[test]
-fn two_gateways_on_one_host_do_not_know_each_other() {
+pub(crate) fn two_gateways_on_one_host_do_not_know_each_other() {
     let Some(lab) = Lab::new() else { return };
     let host = host(&lab, "gateway");
     let outside = lab.host("client");
@@ -231,7 +235,7 @@ fn two_gateways_on_one_host_do_not_know_each_other() {
 }
 
 #[test]
-fn whatever_ends_it_the_host_is_as_before() {
+pub(crate) fn whatever_ends_it_the_host_is_as_before() {
     let Some(lab) = Lab::new() else { return };
     let host = host(&lab, "gateway");
     let far = lab.host("far");

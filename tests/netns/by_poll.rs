@@ -11,7 +11,9 @@ use crate::peer::Implementation::{Ringway, WireguardGo};
 use crate::peer::{Peer, by_poll};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Plan, client_v4};
 use crate::traffic::{Flow, Way, must_reach};
-use crate::{dataplane, edits, interop, lifecycle, offload};
+use crate::{
+    appliance, dataplane, edits, forwarding, hostile, interop, lifecycle, manners, metrics, offload, reload,
+};
 
 /// Declares tests by what they run.
 macro_rules! again {
@@ -30,6 +32,20 @@ again! {
     offloads_are_switched_under_traffic: offload::offloads_are_switched_under_traffic();
     a_listen_port_changes_under_load: edits::a_listen_port_changes_under_load();
     deletion_of_the_device_ends_it: lifecycle::deletion_of_the_device_ends_it();
+    replayed_datagrams_are_refused: hostile::replayed_datagrams_are_refused();
+    forwarded_super_packets_stay_whole: forwarding::forwarded_super_packets_stay_whole();
+    a_gateway_of_one_file_carries_traffic_and_routes: appliance::a_gateway_of_one_file_carries_traffic_and_routes();
+    two_gateways_on_one_host_do_not_know_each_other: appliance::two_gateways_on_one_host_do_not_know_each_other();
+    whatever_ends_it_the_host_is_as_before: appliance::whatever_ends_it_the_host_is_as_before();
+    clients_leave_masqueraded_and_reach_of_the_host_what_services_name:
+        manners::clients_leave_masqueraded_and_reach_of_the_host_what_services_name();
+    clients_reach_each_other_only_by_choice_and_then_as_themselves:
+        manners::clients_reach_each_other_only_by_choice_and_then_as_themselves();
+    no_client_captures_the_datagrams_of_another: manners::no_client_captures_the_datagrams_of_another();
+    the_tunnel_does_not_carry_itself: manners::the_tunnel_does_not_carry_itself();
+    a_new_listen_port_is_in_the_rules_at_once: manners::a_new_listen_port_is_in_the_rules_at_once();
+    a_confined_appliance_is_seen_and_switched: metrics::a_confined_appliance_is_seen_and_switched();
+    others_come_and_go_and_a_client_loses_no_packet: reload::others_come_and_go_and_a_client_loses_no_packet();
 }
 
 /// What a peer waits with, and whether its counters say the same.

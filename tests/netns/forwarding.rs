@@ -11,7 +11,7 @@ const SERVER: &str = "198.19.0.2";
 /// TCP from a server behind the gateway reaches the TUN queue in super-packets as large as the network made them:
 /// nothing on the way may cut them into single packets.
 #[test]
-fn forwarded_super_packets_stay_whole() {
+pub(crate) fn forwarded_super_packets_stay_whole() {
     let Some(lab) = Lab::with_traffic() else { return };
     let site = Plan::new(Implementation::ringway(), Implementation::ringway()).build(&lab);
     let (client, gateway) = (&site.clients[0], &site.gateway);

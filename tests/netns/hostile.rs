@@ -73,7 +73,7 @@ fn truncated_and_changed_datagrams_do_not_authenticate() {
 }
 
 #[test]
-fn replayed_datagrams_are_refused() {
+pub(crate) fn replayed_datagrams_are_refused() {
     let Some(lab) = Lab::with_traffic() else { return };
     let (mut site, attacker, to) = besieged(&lab);
     let client = &site.clients[0];
@@ -104,10 +104,7 @@ fn replayed_datagrams_are_refused() {
     assert!(replayer.try_wait().unwrap().is_none(), "the flood ended too early");
     replayer.kill().unwrap();
     replayer.wait().unwrap();
-    // By poll each datagram costs a call: a flooder on the same few cores fills the socket's buffer sooner.
-    let polls = site.gateway.report().is_some_and(|report| report["io"]["kind"] == "poll");
-    let limit = if polls { 2 } else { 20 };
-    assert!(report.packets > 500 && report.lost * limit < report.packets, "{report:?}");
+    assert!(report.packets > 500 && report.lost * 20 < report.packets, "{report:?}");
     assert_eq!(report.out_of_order, 0, "{report:?}");
     assert_eq!(site.gateway.show("endpoints", &client.public), endpoint, "nobody roams on a replay");
     assert!(site.gateway.exit_status().is_none());

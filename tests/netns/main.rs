@@ -32,6 +32,7 @@ mod manners;
 mod metrics;
 mod offload;
 mod peer;
+mod reload;
 mod seeing;
 mod suites;
 mod supervised;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::errands::run_on;
 use crate::lab::{Host, Lab, machine, target, wait_until};
-use crate::peer::{Implementation, Peer, Remote};
+use crate::peer::{Implementation, Peer, Remote, io_option};
 use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, client_prefixes, client_v4, client_v6,
     connect, gateway_endpoint,
@@ -65,9 +65,8 @@ impl Appliance {
         let log = target().join("netns-logs").join(format!("{}-{interface}.log", host.namespace));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let program = env!("CARGO_BIN_EXE_ringway");
-        let script = format!(
-            "{before}\nexec {program} gateway --config /run/{interface}.toml ${{RINGWAY_IO:+--io $RINGWAY_IO}}"
-        );
+        let io = io_option();
+        let script = format!("{before}\nexec {program} gateway --config /run/{interface}.toml {io}");
         let mut command = host.command("unshare");
         let child = command
             .args(["-m", "sh", "-ec", &script])
@@ -218,7 +217,7 @@ impl Drop for Listener {
 }
 
 #[test]
-fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
+pub(crate) fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
     let Some(lab) = Lab::new() else { return };
     let (host, server) = site(&lab);
     let one = client(&lab, &host, 0);
@@ -255,7 +254,7 @@ fn clients_leave_masqueraded_and_reach_of_the_host_what_services_name() {
 }
 
 #[test]
-fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
+pub(crate) fn clients_reach_each_other_only_by_choice_and_then_as_themselves() {
     let Some(lab) = Lab::new() else { return };
     let (host, _server) = site(&lab);
     let clients = [client(&lab, &host, 0), client(&lab, &host, 1)];
@@ -340,7 +339,7 @@ fn clients_leave_by_the_interfaces_that_are_named() {
 /// Masqueraded as if the gateway's own socket sent it, it makes a connection whose answers are the other's datagrams to
 /// the gateway.
 #[test]
-fn no_client_captures_the_datagrams_of_another() {
+pub(crate) fn no_client_captures_the_datagrams_of_another() {
     let Some(lab) = Lab::new() else { return };
     let (host, _server) = site(&lab);
     let (attacker, victim) = (client(&lab, &host, 0), client(&lab, &host, 1));
@@ -398,7 +397,7 @@ fn no_client_captures_the_datagrams_of_another() {
 }
 
 #[test]
-fn the_tunnel_does_not_carry_itself() {
+pub(crate) fn the_tunnel_does_not_carry_itself() {
     let Some(lab) = Lab::new() else { return };
     let (host, _server) = site(&lab);
     let one = client(&lab, &host, 0);
@@ -430,7 +429,7 @@ fn the_tunnel_does_not_carry_itself() {
 
 /// With the rights of the unit, and as another user.
 #[test]
-fn a_new_listen_port_is_in_the_rules_at_once() {
+pub(crate) fn a_new_listen_port_is_in_the_rules_at_once() {
     // In the upper half of what UDP of clients is masqueraded to at first.
     const OTHER: u16 = 40_000;
     let Some(lab) = Lab::new() else { return };

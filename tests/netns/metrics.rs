@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::dropin::program;
 use crate::lab::{Host, Lab, machine, target, wait_until};
-use crate::peer::{Implementation, Peer, Remote};
+use crate::peer::{Implementation, Peer, Remote, io_option};
 use crate::supervised::hold;
 use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Plan, Site, client_v4, connect, gateway_endpoint,
@@ -428,7 +428,7 @@ fn confined(lab: &Lab) -> (Arc<Host>, Child, Peer) {
         client.public
     );
     std::fs::write(host.run_file("gateway.toml"), file).unwrap();
-    let mut cmd = host.line(&format!("{} gateway --config /var/run/gateway.toml", program()));
+    let mut cmd = host.line(&format!("{} gateway --config /var/run/gateway.toml {}", program(), io_option()));
     let child = cmd.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the gateway answers", SOON, || host.attempt("wg show wg0").status.success());
     let public = host.run("wg show wg0 public-key");
@@ -441,7 +441,7 @@ fn confined(lab: &Lab) -> (Arc<Host>, Child, Peer) {
 
 /// From outside, as root: the page, `show` and every switch of an appliance that has given up nearly everything.
 #[test]
-fn a_confined_appliance_is_seen_and_switched() {
+pub(crate) fn a_confined_appliance_is_seen_and_switched() {
     let Some(lab) = Lab::new() else { return };
     let (host, mut child, client) = confined(&lab);
     let text = page(&host);

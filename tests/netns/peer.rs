@@ -98,6 +98,12 @@ thread_local! {
     static BY_POLL: Cell<bool> = const { Cell::new(false) };
 }
 
+/// What makes an appliance's command line say the same as a drop-in's environment.
+pub(crate) fn io_option() -> &'static str {
+    let by_poll = BY_POLL.get() || std::env::var("RINGWAY_IO").as_deref() == Ok("poll");
+    if by_poll { "--io poll" } else { "" }
+}
+
 /// Runs a test whose Ringways wait with poll(2) instead of io_uring.
 pub(crate) fn by_poll(test: impl FnOnce()) {
     BY_POLL.set(true);

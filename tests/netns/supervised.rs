@@ -23,11 +23,11 @@ const HOLD: &str = r#"
 "#;
 
 /// What the service manager reads.
-struct Manager(UnixDatagram);
+pub(crate) struct Manager(pub(crate) UnixDatagram);
 
 impl Manager {
     /// The next message within this time.
-    fn next(&self, limit: Duration) -> Option<String> {
+    pub(crate) fn next(&self, limit: Duration) -> Option<String> {
         self.0.set_read_timeout(Some(limit)).unwrap();
         let mut bytes = [0; 4096];
         let len = self.0.recv(&mut bytes).ok()?;
@@ -35,7 +35,7 @@ impl Manager {
     }
 
     /// Waits for a message with this line in it.
-    fn hears(&self, wanted: &str) -> String {
+    pub(crate) fn hears(&self, wanted: &str) -> String {
         let begin = Instant::now();
         while begin.elapsed() < SOON {
             if let Some(said) = self.next(SOON).filter(|said| said.lines().any(|line| line == wanted)) {
@@ -118,7 +118,7 @@ fn the_watchdog_is_fed_while_every_thread_turns() {
 }
 
 /// The unit's capabilities, as setpriv(1) wants them.
-fn capabilities_of_the_unit() -> String {
+pub(crate) fn capabilities_of_the_unit() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/ringway.service");
     let unit = std::fs::read_to_string(path).unwrap();
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();

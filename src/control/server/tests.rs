@@ -62,7 +62,8 @@ impl Running {
         let (gone, hears) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let control = RefCell::new(Control { device: Device::new(0), dataplane: Fake::new(2) });
+            let control =
+                RefCell::new(Control { device: Device::new(0), dataplane: Fake::new(2), reload: None });
             let hears = async { hears.await.unwrap_or(()) };
             let end = runtime.block_on(serve(&socket, &control, hears)).unwrap();
             (end, control.into_inner())

@@ -1,14 +1,16 @@
 //! The cross-platform WireGuard UAPI (<https://www.wireguard.com/xplatform/>): requests of `key=value` lines that
 //! end with an empty line, answers that end with `errno=N` and an empty line.
 //!
-//! Beside `get=1` and `set=1` there are two operations of our own, which no other program sends: `show=json` for
-//! `ringway show`, and `switch=1` with lines like `udp_send=off` for `ringway switch`.
+//! Beside `get=1` and `set=1` there are three operations of our own, which no other program sends: `show=json` for
+//! `ringway show`, `switch=1` with lines like `udp_send=off` for `ringway switch`, and `reload=1`, with `dry_run=true`
+//! and `file=PATH` where wanted, for `ringway reload`.
 
 pub mod format;
 pub mod parse;
 
 use std::net::SocketAddr;
 
+use crate::control::reload::Ask;
 use crate::dataplane::offload::switches::Switch;
 use crate::types::{Mark, Prefix, PublicKey, Secret};
 
@@ -21,6 +23,8 @@ pub enum Request {
     Show,
     /// `switch=1`: what to turn on or off; each switch at most once.
     Switch(Vec<(Switch, bool)>),
+    /// `reload=1`: the configuration again.
+    Reload(Ask),
     /// `set=1`
     Set(SetRequest),
 }

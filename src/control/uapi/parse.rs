@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use super::{AllowedIp, PeerChange, Request, SetRequest};
 use crate::control::errno::Errno;
+use crate::control::reload::Ask;
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::offload::switches::Switch;
 use crate::sys::interface;
@@ -84,6 +85,7 @@ impl RequestParser {
             b"set=1" => Request::Set(SetRequest::default()),
             b"show=json" => Request::Show,
             b"switch=1" => Request::Switch(Vec::new()),
+            b"reload=1" => Request::Reload(Ask::default()),
             // An empty line too many between two requests harms nobody.
             b"" => {
                 *self = Self::new();
@@ -111,6 +113,7 @@ fn body_line(request: &mut Request, line: &[u8]) -> Result<(), Errno> {
     let set = match request {
         Request::Set(set) => set,
         Request::Switch(switches) => return switch_line(switches, key, value),
+        Request::Reload(ask) => return reload_line(ask, key, value),
         Request::Get | Request::Show => return Err(Errno::INVALID),
     };
     if key == "public_key" {
@@ -148,6 +151,16 @@ fn switch_line(switches: &mut Vec<(Switch, bool)>, key: &str, value: &str) -> Re
         return Err(Errno::INVALID);
     }
     switches.push((switch, on));
+    Ok(())
+}
+
+/// A line of `reload=1`.
+fn reload_line(ask: &mut Ask, key: &str, value: &str) -> Result<(), Errno> {
+    match key {
+        "dry_run" => ask.dry_run = only_true(value)?,
+        "file" => ask.file = Some(value.to_owned()),
+        _ => return Err(Errno::INVALID),
+    }
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
+
 use super::busy_poll::BusyPoll;
 use super::{Datagrams, Event, IoCounters, Target, TunRead};
 use crate::sys::arena::Slot;
@@ -83,7 +85,31 @@ pub fn receive(mut fd: &File, target: Target, mut slot: Slot) -> io::Result<(Eve
     }
     let received = socket::recv(fd, &mut slot)?;
     let len = received.len;
-    let datagrams = Datagrams {
+    Ok((Event::Datagrams(datagrams(slot, received)), len))
+}
+
+/// As [`receive`], from a socket into as many slots as there is something for; the others are given back.
+///
+/// # Errors
+/// Those of recvmmsg(2), EAGAIN among them: then nothing came. What is wrong with one message only is in its place.
+pub fn receive_many(
+    fd: &File,
+    mut slots: Slots,
+) -> io::Result<ArrayVec<io::Result<Datagrams>, { socket::MANY }>> {
+    let received = socket::recv_many(fd, &mut slots)?;
+    // The first are the warmest: they go back last.
+    while slots.len() > received.len() {
+        drop(slots.pop());
+    }
+    Ok(slots.into_iter().zip(received).map(|(slot, one)| one.map(|one| datagrams(slot, one))).collect())
+}
+
+/// Where the messages of one call go.
+pub type Slots = ArrayVec<Slot, { socket::MANY }>;
+
+fn datagrams(slot: Slot, received: socket::Received) -> Datagrams {
+    let len = received.len;
+    Datagrams {
         slot,
         start: 0,
         len,
@@ -92,6 +118,5 @@ pub fn receive(mut fd: &File, target: Target, mut slot: Slot) -> io::Result<(Eve
         source: received.source,
         tos: received.tos,
         truncated: received.truncated,
-    };
-    Ok((Event::Datagrams(datagrams), len))
+    }
 }

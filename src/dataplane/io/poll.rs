@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use super::busy_poll::BusyPoll;
 use super::depth::Depth;
+use super::direct::Slots;
 use super::patience::{self, Patience};
 use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, direct, lane_of};
 use crate::sys::arena::{Arena, Slot};
 use crate::sys::poll::PollFd;
+use crate::sys::socket::MANY;
 
 /// Turns in which a socket that is being replaced is still read, if it does not become empty before.
 const LAST_TURNS: u8 = 64;
@@ -241,6 +243,9 @@ impl Lane {
     /// Reads at most `depth` times, until nothing is left or something fails. True if the depth, or a lack of slots,
     /// ended it.
     fn read(&mut self, depth: usize, events: &mut Vec<Event>, counters: &mut IoCounters) -> bool {
+        if depth > 1 && self.target != Target::Tun {
+            return self.read_many(depth, events, counters);
+        }
         for _ in 0..depth {
             let Some(slot) = self.arena.take() else { break };
             match self.receive(slot) {
@@ -255,6 +260,43 @@ impl Lane {
                     return false;
                 }
             }
+        }
+        true
+    }
+
+    /// As [`Self::read`], of a socket: as many datagrams by a call as it takes.
+    fn read_many(&mut self, depth: usize, events: &mut Vec<Event>, counters: &mut IoCounters) -> bool {
+        let mut left = depth;
+        while left > 0 {
+            let slots: Slots = (0..left.min(MANY)).map_while(|_| self.arena.take()).collect();
+            let wanted = slots.len();
+            if wanted == 0 {
+                break;
+            }
+            let Some(fd) = &self.fd else { return false };
+            let received = match direct::receive_many(fd, slots) {
+                Ok(received) => received,
+                Err(error) => {
+                    self.failed(error.raw_os_error().unwrap_or(libc::EBADMSG), events);
+                    return false;
+                }
+            };
+            let came = received.len();
+            counters.completions += came as u64;
+            self.patience.succeeded();
+            for one in received {
+                match one {
+                    Ok(datagrams) => {
+                        self.depth.brought(datagrams.len);
+                        events.push(Event::Datagrams(datagrams));
+                    }
+                    Err(error) => self.failed(error.raw_os_error().unwrap_or(libc::EBADMSG), events),
+                }
+            }
+            if came < wanted {
+                return false;
+            }
+            left -= came;
         }
         true
     }

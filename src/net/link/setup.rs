@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
-use super::{LinkWatch, to_io};
+use super::{Link, to_io};
 use crate::types::{Address, Prefix};
 
 /// Marks our routes (rtm_protocol of rtnetlink(7), `proto 82` of ip-route(8)); 82 is 'R', which nobody else in
 /// iproute2's rt_protos uses.
 pub const ROUTE_PROTOCOL: u8 = 82;
 
-impl LinkWatch {
+impl Link {
     /// Brings the link up.
     ///
     /// # Errors
@@ -37,6 +37,14 @@ impl LinkWatch {
     /// EEXIST if there is such a route; EPERM, ENODEV; ENETDOWN while the link is down.
     pub async fn add_route(&self, prefix: Prefix) -> io::Result<()> {
         self.handle.route().add(route(self.index, prefix)).execute().await.map_err(to_io)
+    }
+
+    /// Takes a route away that [`Self::add_route`] made; nobody else's.
+    ///
+    /// # Errors
+    /// ESRCH if there is none; EPERM, ENODEV.
+    pub async fn remove_route(&self, prefix: Prefix) -> io::Result<()> {
+        self.handle.route().del(route(self.index, prefix)).execute().await.map_err(to_io)
     }
 }
 

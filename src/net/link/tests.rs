@@ -157,7 +157,7 @@ async fn namespace_inside() {
     ip("link set rw0 mtu 1300");
     wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1300 })).await;
 
-    watch.set_mtu(1350).await.unwrap();
+    watch.link().set_mtu(1350).await.unwrap();
     wait_for(&mut watch, LinkEvent::Changed(LinkState { up: true, mtu: 1350 })).await;
 
     ip("link add other type veth peer name rehto");
@@ -177,6 +177,6 @@ async fn namespace_inside() {
     }
     ip("link del rw0");
     wait_for(&mut watch, LinkEvent::Left).await;
-    let error = watch.set_mtu(1400).await.unwrap_err();
+    let error = watch.link().set_mtu(1400).await.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
 }

@@ -1,12 +1,14 @@
 //! The gateway's nftables table: its text, how it is loaded, and how it is removed without running a program.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use rtnetlink::sys::Socket;
 
-use super::{Forward, HostRules, MannersError, Service, Transport};
+use super::{Forward, HostRules, MannersError, Transport};
 use crate::types::Prefix;
 
 /// How the name of each gateway's table begins.
@@ -17,6 +19,20 @@ const LISTEN: &str = "listen";
 const LOWER: &str = "lower";
 /// As [`LOWER`].
 const UPPER: &str = "upper";
+/// TCP ports of the host that clients may use.
+const TCP: &str = "services_tcp";
+/// UDP ports of it.
+const UDP: &str = "services_udp";
+/// The tunnel, if clients do not reach each other.
+const APART: &str = "apart";
+/// The tunnel, if clients leave by [`INTERFACES`] only.
+const BOUND: &str = "bound";
+/// The interfaces that clients leave by then.
+const INTERFACES: &str = "interfaces";
+/// Clients that leave under another address.
+const MASKED_V4: &str = "masked_v4";
+/// As [`MASKED_V4`].
+const MASKED_V6: &str = "masked_v6";
 /// Where nft is if the environment names no directory that holds it.
 const NFT: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
@@ -34,12 +50,11 @@ pub(super) fn table_name(interface: &str) -> String {
 }
 
 /// The whole table as one transaction that replaces one of that name. The tunnel is named by its index: a name could
-/// hold what nft reads as a pattern; protocols by their numbers: not every container has /etc/protocols. What depends
-/// on the listen port is in sets, which [`Tables::listen_on`] fills.
+/// hold what nft reads as a pattern; protocols by their numbers: not every container has /etc/protocols. What may
+/// change while the gateway runs is in sets: [`contents`], and the listen port, for which [`Tables::listen_on`] fills them.
 pub(super) fn ruleset(rules: &HostRules, tunnel: u32) -> String {
     let table = table_name(rules.interface.as_str());
-    let forward = forward(rules, tunnel);
-    let (outer, nat, services) = (outer(rules, tunnel), nat(rules, tunnel), services(&rules.services));
+    let (sets, outer, nat) = (sets(&contents(rules, tunnel)), outer(rules, tunnel), nat(rules, tunnel));
     format!(
         r#"add table inet {table}
 delete table inet {table}
@@ -47,7 +62,7 @@ table inet {table} {{
 set {LISTEN} {{ type inet_service; }}
 set {LOWER} {{ type inet_proto; }}
 set {UPPER} {{ type inet_proto; }}
-chain before {{
+{sets}chain before {{
 type filter hook prerouting priority raw; policy accept;
 iif {tunnel} udp dport @{LISTEN} fib daddr type local counter drop comment "the tunnel inside itself"
 {outer}udp dport @{LISTEN} fib daddr type local notrack comment "no client's connection may claim these"
@@ -64,35 +79,137 @@ iif {tunnel} jump clients
 chain clients {{
 ct state established accept
 meta l4proto {{ 1, 58 }} accept comment "ICMP"
-{services}counter drop comment "not in services"
+tcp dport @{TCP} accept
+udp dport @{UDP} accept
+counter drop comment "not in services"
 }}
 chain between {{
 type filter hook forward priority filter; policy accept;
-{forward}}}
+iif {tunnel} oif @{APART} counter drop comment "client_to_client = false"
+iif {tunnel} iif @{BOUND} oif != {tunnel} oifname != @{INTERFACES} counter drop comment "to none of interfaces"
+oif {tunnel} oif @{BOUND} iif != {tunnel} iifname != @{INTERFACES} counter drop comment "from none of interfaces"
+}}
 {nat}}}
 "#
     )
 }
 
-/// What does not pass between the tunnel and another interface, or itself.
-fn forward(rules: &HostRules, tunnel: u32) -> String {
+/// What the sets hold, by their names.
+pub(super) type Contents = BTreeMap<&'static str, BTreeSet<Element>>;
+
+/// One element of a set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Element {
+    /// A link by its index.
+    Link(u32),
+    /// A link by its name, which may not be there.
+    Name(String),
+    /// First and last port.
+    Ports(u16, u16),
+    /// A range of addresses.
+    Addresses(Prefix),
+}
+
+/// What these rules have in the sets; all that they decide and that may change later.
+pub(super) fn contents(rules: &HostRules, tunnel: u32) -> Contents {
+    let tunnel_if = |chosen: bool| chosen.then_some(Element::Link(tunnel)).into_iter().collect();
+    let services = |wanted| {
+        let services = rules.services.iter().filter(move |service| service.transport == wanted);
+        services.map(|service| Element::Ports(service.first, service.last)).collect()
+    };
+    let clients = |v4| {
+        let ranges = rules.clients.iter().filter(|range| rules.masquerade && range.addr().is_ipv4() == v4);
+        outermost(ranges).into_iter().map(Element::Addresses).collect()
+    };
+    let interfaces = match &rules.forward {
+        Forward::To(names) => {
+            Some(names.iter().map(|name| Element::Name(name.as_str().to_owned())).collect())
+        }
+        Forward::Routed | Forward::Off => None,
+    };
+    [
+        (TCP, services(Transport::Tcp)),
+        (UDP, services(Transport::Udp)),
+        (APART, tunnel_if(!rules.client_to_client)),
+        (BOUND, tunnel_if(interfaces.is_some())),
+        (INTERFACES, interfaces.unwrap_or_default()),
+        (MASKED_V4, clients(true)),
+        (MASKED_V6, clients(false)),
+    ]
+    .into()
+}
+
+/// Their declarations.
+fn sets(contents: &Contents) -> String {
     let mut text = String::new();
-    // Writing to a string does not fail.
-    if !rules.client_to_client {
-        let _ = writeln!(text, "iif {tunnel} oif {tunnel} counter drop comment \"client_to_client = false\"");
-    }
-    if let Forward::To(names) = &rules.forward {
-        let names = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(
-            text,
-            "iif {tunnel} oif != {tunnel} oifname != {{ {names} }} counter drop comment \"to none of interfaces\""
-        );
-        let _ = writeln!(
-            text,
-            "oif {tunnel} iif != {tunnel} iifname != {{ {names} }} counter drop comment \"from none of interfaces\""
-        );
+    for (name, elements) in contents {
+        let kind = match *name {
+            TCP | UDP => "inet_service; flags interval",
+            MASKED_V4 => "ipv4_addr; flags interval",
+            MASKED_V6 => "ipv6_addr; flags interval",
+            INTERFACES => "ifname",
+            _ => "iface_index",
+        };
+        let elements = elements.iter().map(Element::text).collect::<Vec<_>>().join(", ");
+        // Writing to a string does not fail.
+        let _ = match elements.as_str() {
+            "" => writeln!(text, "set {name} {{ type {kind}; }}"),
+            _ => writeln!(text, "set {name} {{ type {kind}; elements = {{ {elements} }}; }}"),
+        };
     }
     text
+}
+
+impl Element {
+    /// As nft reads it.
+    fn text(&self) -> String {
+        match self {
+            Self::Link(index) => index.to_string(),
+            Self::Name(name) => format!("\"{name}\""),
+            Self::Ports(first, last) if first == last => first.to_string(),
+            Self::Ports(first, last) => format!("{first}-{last}"),
+            Self::Addresses(range) => range.to_string(),
+        }
+    }
+
+    /// As the kernel has it: the key, and of a range what is the first beyond it, if there is such.
+    fn keys(&self) -> (Vec<u8>, Option<Vec<u8>>) {
+        match self {
+            Self::Link(index) => (index.to_ne_bytes().into(), None),
+            Self::Name(name) => {
+                let mut key = name.clone().into_bytes();
+                key.resize(libc::IFNAMSIZ, 0);
+                (key, None)
+            }
+            Self::Ports(first, last) => {
+                (first.to_be_bytes().into(), last.checked_add(1).map(|end| end.to_be_bytes().into()))
+            }
+            Self::Addresses(range) => match range.addr() {
+                IpAddr::V4(first) => {
+                    let end = 1_u32.checked_shl(32 - u32::from(range.len()));
+                    let end = end.and_then(|size| first.to_bits().checked_add(size));
+                    (first.octets().into(), end.map(|end| end.to_be_bytes().into()))
+                }
+                IpAddr::V6(first) => {
+                    let end = 1_u128.checked_shl(128 - u32::from(range.len()));
+                    let end = end.and_then(|size| first.to_bits().checked_add(size));
+                    (first.octets().into(), end.map(|end| end.to_be_bytes().into()))
+                }
+            },
+        }
+    }
+
+    /// Its attributes in a list of elements: one, and for a range a second one that marks its end.
+    fn attributes(&self) -> Vec<u8> {
+        let (key, end) = self.keys();
+        let named = |key: &[u8]| attribute(FIRST_NESTED, &attribute(VALUE, key));
+        let mut bytes = attribute(FIRST_NESTED, &named(&key));
+        if let Some(end) = end {
+            let end = [named(&end), attribute(FLAGS, &INTERVAL_END.to_be_bytes())].concat();
+            bytes.extend(attribute(FIRST_NESTED, &end));
+        }
+        bytes
+    }
 }
 
 /// Under an address that is not the host's own the gateway may be known as well.
@@ -105,33 +222,16 @@ fn outer(rules: &HostRules, tunnel: u32) -> String {
     text
 }
 
-fn services(services: &[Service]) -> String {
-    let mut text = String::new();
-    for Service { transport, first, last } in services {
-        let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
-        let _ = writeln!(text, "{transport} dport {ports} accept");
-    }
-    text
-}
-
 /// Masquerading. Its UDP ports leave the listen port out: a flow with that source port would claim the datagrams of
 /// the tunnel with the same far end. They are the larger range beside the port of the start, or half of that.
 fn nat(rules: &HostRules, tunnel: u32) -> String {
-    if !rules.masquerade {
-        return String::new();
-    }
     let udp = Transport::Udp.number();
     let (first, last) = ports_without(rules.listen_port);
     let upper = middle((first, last));
     let below = upper - 1;
     let mut text = "chain leaving {\ntype nat hook postrouting priority srcnat; policy accept;\n".to_owned();
-    for (family, v4) in [("ip", true), ("ip6", false)] {
-        let ranges = outermost(rules.clients.iter().filter(|range| range.addr().is_ipv4() == v4));
-        if ranges.is_empty() {
-            continue;
-        }
-        let ranges = ranges.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
-        let from = format!("iif {tunnel} oif != {tunnel} {family} saddr {{ {ranges} }}");
+    for (family, masked) in [("ip", MASKED_V4), ("ip6", MASKED_V6)] {
+        let from = format!("iif {tunnel} oif != {tunnel} {family} saddr @{masked}");
         let _ =
             writeln!(text, "{from} meta l4proto {udp} meta l4proto @{LOWER} masquerade to :{first}-{below}");
         let _ =
@@ -231,6 +331,14 @@ const SET_NAME: u16 = 2;
 const ELEMENTS: u16 = 0x8003;
 /// `NFTA_LIST_ELEM`, in it `NFTA_SET_ELEM_KEY`: both the first of their kind, and nested.
 const FIRST_NESTED: u16 = 0x8001;
+/// `NFTA_SET_ELEM_FLAGS`, a word in network order.
+const FLAGS: u16 = 3;
+/// `NFT_SET_ELEM_INTERVAL_END`: the first key beyond a range.
+const INTERVAL_END: u32 = 1;
+/// Elements of one message. An attribute has less than 64 KiB, and a range of IPv6 takes 72 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 500;
+/// Messages of one transaction, so that it fits the socket's buffer.
+const MESSAGES_PER_BATCH: usize = 4;
 /// `NFTA_DATA_VALUE`.
 const VALUE: u16 = 1;
 /// `NFPROTO_INET` of linux/netfilter.h.
@@ -284,6 +392,30 @@ impl Tables {
         })
     }
 
+    /// Has a table's sets hold `after` where they held `before`: in one transaction, unless thousands of elements
+    /// differ.
+    pub(super) fn exchange(
+        &self,
+        table: &str,
+        before: &Contents,
+        after: &Contents,
+    ) -> Result<(), MannersError> {
+        let mut messages = Vec::new();
+        for (kind, all, but) in [(DELETE_ELEMENTS, before, after), (NEW_ELEMENTS, after, before)] {
+            for (name, elements) in all {
+                let kept = but.get(name);
+                let differ = |element: &&Element| !kept.is_some_and(|kept| kept.contains(*element));
+                let differing: Vec<_> = elements.iter().filter(differ).map(Element::attributes).collect();
+                for some in differing.chunks(ELEMENTS_PER_MESSAGE) {
+                    let list = attribute(ELEMENTS, &some.concat());
+                    messages.push((kind, [text(TABLE_NAME, table), text(SET_NAME, name), list].concat()));
+                }
+            }
+        }
+        let changed = messages.chunks(MESSAGES_PER_BATCH).try_for_each(|some| self.change(some));
+        changed.map_err(|error| MannersError::Nft(format!("changing the sets of the table {table}: {error}")))
+    }
+
     /// All of these messages, by kind and attributes, or none.
     fn change(&self, messages: &[(u16, Vec<u8>)]) -> io::Result<()> {
         // What more was said of a batch that was refused.
@@ -325,7 +457,8 @@ fn text(kind: u16, text: &str) -> Vec<u8> {
     attribute(kind, &[text.as_bytes(), b"\0"].concat())
 }
 
-/// A netlink attribute. Those here are far shorter than 64 KiB: a table's name has fewer than 256 bytes.
+/// A netlink attribute. Those here are shorter than 64 KiB: a table's name has fewer than 256 bytes, and see
+/// [`ELEMENTS_PER_MESSAGE`].
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = 4 + value.len();
     let mut bytes = Vec::with_capacity(length.next_multiple_of(4));

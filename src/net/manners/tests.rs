@@ -54,45 +54,136 @@ fn links() -> u32 {
     std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().lines().count() as u32
 }
 
+/// One of 32 choices of what may change while a gateway runs.
+fn choice(number: u32, name: &str) -> HostRules {
+    let mut rules = rules(name);
+    rules.forward = Forward::Off;
+    if number & 16 != 0 {
+        // One that is not there: it may come.
+        rules.forward = Forward::To(["eth0", "é{};+@.1"].map(|name| name.parse().unwrap()).into());
+    }
+    rules.masquerade = number & 1 != 0;
+    rules.client_to_client = number & 2 != 0;
+    if number & 4 != 0 {
+        rules.services.clear();
+    }
+    if number & 8 != 0 {
+        rules.clients.retain(|range| range.addr().is_ipv6());
+    }
+    rules
+}
+
 #[test]
 fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
     in_netns(|| {
         let run = Run::new();
         for name in ["wg0", "a\";drop{\\*", "fifteen-byte-é", "wg*"] {
             link(name);
-            for choice in 0..32 {
-                let mut rules = rules(name);
-                rules.forward = Forward::Off;
-                if choice & 16 != 0 {
-                    // One that is not there: it may come.
-                    rules.forward =
-                        Forward::To(["eth0", "é{};+@.1"].map(|name| name.parse().unwrap()).into());
-                }
-                rules.masquerade = choice & 1 != 0;
-                rules.client_to_client = choice & 2 != 0;
-                if choice & 4 != 0 {
-                    rules.services.clear();
+            for number in 0..32 {
+                let mut rules = choice(number, name);
+                if number & 4 != 0 {
                     rules.outer.clear();
                 }
-                if choice & 8 != 0 {
-                    rules.clients.retain(|range| range.addr().is_ipv6());
-                }
-                let (nat, c2c) = (rules.masquerade, rules.client_to_client);
+                let (nat, apart) = (rules.masquerade, !rules.client_to_client);
+                let (v4, services) = (number & 8 == 0, number & 4 == 0);
                 let named = rules.forward != Forward::Off;
                 let applied = rules.apply(&run.0).unwrap();
                 let text = ruleset();
                 assert!(text.contains(&format!("table inet {} {{", nft::table_name(name))), "{text}");
-                assert_eq!(text.contains("type nat hook postrouting"), nat, "{text}");
-                assert_eq!(text.contains("client_to_client"), !c2c, "{text}");
+                let sets = sets();
+                let holds = |set: &str| sets.iter().any(|line| line.starts_with(set));
+                assert_eq!(holds("masked_v4 { 100.64.0.0/10 }"), nat && v4, "{text}");
+                assert_eq!(holds("masked_v6 { fd64::/64 }"), nat, "{text}");
+                assert_eq!((holds("apart {"), holds("bound {")), (apart, named), "{text}");
                 assert_eq!(
-                    text.matches(r#"{ "eth0", "é{};+@.1" }"#).count(),
-                    if named { 2 } else { 0 },
+                    holds("services_tcp { 8000-8100 }") && holds("services_udp { 53 }"),
+                    services,
                     "{text}"
                 );
+                let both = holds(r#"interfaces { "eth0", "#) || holds(r#"interfaces { "é{};+@.1", "#);
+                assert_eq!(both, named, "{text}");
                 applied.undo();
                 assert_eq!(ruleset(), "");
             }
         }
+    });
+}
+
+/// What the kernel holds after a change is what a new start would have loaded.
+#[test]
+fn rules_change_into_any_others_without_nft() {
+    in_netns(|| {
+        let run = Run::new();
+        link("wg0");
+        let fresh: Vec<String> = (0..32)
+            .map(|number| {
+                let applied = choice(number, "wg0").apply(&run.0).unwrap();
+                let text = sorted_ruleset();
+                applied.undo();
+                text
+            })
+            .collect();
+        let mut applied = choice(0, "wg0").apply(&run.0).unwrap();
+        // Every bit is set and cleared, with each other bit set and clear.
+        for number in (0..32).flat_map(|number| [number, 31 - number, number ^ 5]) {
+            applied.change(choice(number, "wg0")).unwrap();
+            assert_eq!(sorted_ruleset(), fresh[number as usize], "{number}");
+        }
+        applied.undo();
+        assert_eq!(ruleset(), "");
+    });
+}
+
+/// The ruleset with the elements of its sets in order, one by one.
+fn sorted_ruleset() -> String {
+    let text = ruleset().replace(",\n\t\t\t", ", ").replace(",\n", ", ");
+    let line = |line: &str| match line.split_once("elements = { ") {
+        Some((before, list)) => {
+            let mut list: Vec<_> = list.trim_end_matches([' ', '}']).split(", ").map(str::trim).collect();
+            list.sort_unstable();
+            format!("{before}{list:?}")
+        }
+        None => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn ranges_are_exchanged_for_narrower_and_wider_ones_and_for_thousands() {
+    in_netns(|| {
+        let run = Run::new();
+        link("wg0");
+        let prefixes =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Prefix>>();
+        let many: Vec<Prefix> = (0..5000_u32)
+            .flat_map(|n| {
+                let v4 = std::net::Ipv4Addr::from_bits(0x6440_0000 + 2 * n);
+                let v6 = std::net::Ipv6Addr::from_bits(0xfd64 << 112 | u128::from(2 * n));
+                [(v4.into(), 32), (v6.into(), 128)]
+            })
+            .map(|(addr, length)| Prefix::new(addr, length).unwrap())
+            .collect();
+        let mut applied = rules("wg0").apply(&run.0).unwrap();
+        for clients in [
+            prefixes(&["100.64.0.0/24", "100.64.1.0/24", "100.64.2.7/32", "fd64::7/128"]),
+            prefixes(&["100.64.0.0/23", "255.255.255.255/32", "fd64::/64", "ffff::/16"]),
+            many,
+            prefixes(&["128.0.0.0/1", "8000::/1"]),
+            prefixes(&["0.0.0.0/0", "::/0"]),
+            Vec::new(),
+        ] {
+            let wanted = HostRules { clients, ..rules("wg0") };
+            applied.change(wanted.clone()).unwrap();
+            let changed = sorted_ruleset();
+            let text = nft::ruleset(&wanted, interface::index_of("wg0").unwrap());
+            nft::load(&text).unwrap();
+            applied.listen_on(51820).unwrap();
+            assert_eq!(changed, sorted_ruleset());
+        }
+        // Somebody took the table away: that is said, and what is in force is as before.
+        nft::load("flush ruleset").unwrap();
+        let error = applied.change(rules("wg0")).unwrap_err().to_string();
+        assert!(error.contains("the sets of the table ringway_wg0"), "{error}");
     });
 }
 
@@ -142,18 +233,25 @@ fn deleting_a_table_that_is_not_there_is_no_error_and_others_stay() {
     });
 }
 
-/// The sets of the table `ringway_wg0` that hold something, by name.
+/// The sets that hold something, by name.
 fn sets() -> Vec<String> {
-    let text = ruleset();
-    let mut lines = text.lines().map(str::trim);
+    let text = ruleset().replace(",\n", ", ").replace(", \t\t\t     ", ", ");
     let mut sets = Vec::new();
-    while let Some(line) = lines.next() {
-        if let Some(name) = line.strip_prefix("set ").and_then(|rest| rest.strip_suffix(" {"))
-            && let Some(elements) = lines.nth(1).and_then(|line| line.strip_prefix("elements = "))
-        {
+    let mut name = "";
+    for line in text.lines().map(str::trim) {
+        if let Some(set) = line.strip_prefix("set ").and_then(|rest| rest.strip_suffix(" {")) {
+            name = set;
+        } else if let Some(elements) = line.strip_prefix("elements = ") {
             sets.push(format!("{name} {elements}"));
         }
     }
+    sets
+}
+
+/// The sets that follow the listen port.
+fn port_sets() -> Vec<String> {
+    let mut sets = sets();
+    sets.retain(|set| ["listen ", "lower ", "upper "].iter().any(|name| set.starts_with(name)));
     sets
 }
 
@@ -166,7 +264,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
         rules.forward = Forward::Off;
         let again = nft::ruleset(&rules, interface::index_of("wg0").unwrap());
         let applied = rules.apply(&run.0).unwrap();
-        assert_eq!(sets(), ["listen { 51820 }"]);
+        assert_eq!(port_sets(), ["listen { 51820 }"]);
         let text = ruleset();
         assert!(text.contains("meta l4proto @lower masquerade to :1024-26421"), "{text}");
         assert!(text.contains("meta l4proto @upper masquerade to :26422-51819"), "{text}");
@@ -175,7 +273,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
             applied.listen_on(port).unwrap();
             let mut expected = vec![format!("listen {{ {port} }}")];
             expected.extend((!half.is_empty()).then(|| half.to_owned()));
-            assert_eq!(sets(), expected);
+            assert_eq!(port_sets(), expected);
         }
         // Somebody took the table away: that is said, each time.
         nft::load("flush ruleset").unwrap();
@@ -186,7 +284,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
         // And nothing of it later.
         nft::load(&again).unwrap();
         applied.listen_on(8).unwrap();
-        assert_eq!(sets(), ["listen { 8 }"]);
+        assert_eq!(port_sets(), ["listen { 8 }"]);
         applied.undo();
     });
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::sys::testing::{eventually, in_netns, ip};
+use crate::sys::testing::{eventually, in_netns, ip, usable};
 
 fn pair(addr: &str, domain: Domain) -> (UdpSocket, UdpSocket) {
     let (a, b) = (UdpSocket::bind((addr, 0)).unwrap(), UdpSocket::bind((addr, 0)).unwrap());
@@ -60,6 +60,46 @@ fn an_empty_and_a_cut_datagram() {
 }
 
 #[test]
+fn many_arrive_in_order_each_with_what_is_beside_it() {
+    for (addr, domain) in FAMILIES {
+        let (a, b) = pair(addr, domain);
+        let mut buffers: Vec<Vec<u8>> = vec![vec![0; 3]; MANY + 2];
+        assert_eq!(recv_many(&b, &mut buffers).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let to = b.local_addr().unwrap();
+        for n in 0..MANY as u8 + 3 {
+            let text = [n; 4];
+            // The third is empty, the fourth is cut.
+            let len = match n {
+                2 => 0,
+                3 => 4,
+                _ => 2,
+            };
+            send(&a, &text[..len], to, None, n, None).unwrap();
+        }
+        crate::sys::poll::readable(&[b.as_fd()], Duration::from_secs(10)).unwrap();
+        let mut next = 0;
+        for wanted in [MANY, 3] {
+            let received = recv_many(&b, &mut buffers).unwrap();
+            assert_eq!(received.len(), wanted);
+            for (got, buffer) in received.into_iter().zip(&buffers) {
+                let (got, len) = (
+                    got.unwrap(),
+                    match next {
+                        2 => 0,
+                        3 => 3,
+                        _ => 2,
+                    },
+                );
+                assert_eq!((got.len, got.truncated, got.tos), (len, next == 3, next));
+                assert!(buffer[..len].iter().all(|byte| *byte == next));
+                assert_eq!((got.remote, got.source.unwrap().ifindex), (a.local_addr().unwrap(), 1));
+                next += 1;
+            }
+        }
+    }
+}
+
+#[test]
 fn a_run_is_cut_into_datagrams_or_arrives_as_one() {
     for (addr, domain) in FAMILIES {
         let (a, b) = pair(addr, domain);
@@ -85,6 +125,8 @@ fn the_source_is_kept_and_a_lost_one_is_an_error() {
         ip("addr add 198.18.0.2/24 dev lo");
         ip("addr add fd01::1/64 dev lo nodad");
         ip("addr add fd01::2/64 dev lo nodad");
+        usable("fd01::1");
+        usable("fd01::2");
         let cases = [
             ("0.0.0.0:0", "198.18.0.1:5000", "198.18.0.2", "198.19.0.9", libc::ENETUNREACH),
             ("[::]:0", "[fd01::1]:5000", "fd01::2", "fd02::9", libc::EINVAL),
