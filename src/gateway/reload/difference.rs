@@ -38,6 +38,7 @@ const FIXED: &[Key] = &[
     ("busy_poll", |file| file.busy_poll.as_micros().to_string()),
     ("io", |file| word(&file.io)),
     ("aead", |file| word(&file.aead)),
+    ("aes", |file| word(&file.aes)),
     ("user", |file| file.user.clone()),
     ("forwarding.enabled", |file| file.forwarding.enabled.to_string()),
     ("metrics.listen", |file| word(&file.metrics.listen)),
@@ -105,6 +106,7 @@ pub(super) fn keep(old: &Gateway, new: Gateway) -> Gateway {
         busy_poll: old.busy_poll,
         io: old.io,
         aead: old.aead,
+        aes: old.aes,
         user: old.user.clone(),
         forwarding: Forwarding { enabled: old.forwarding.enabled, ..new.forwarding },
         metrics: Metrics { ..old.metrics },
@@ -213,7 +215,7 @@ mod tests {
     #[test]
     fn each_fixed_key_is_told_and_stays() {
         let new = "interface = \"wg7\"\naddresses = [\"100.64.0.1/10\"]\nprivate_key_file = \"/k\"\nworkers = 3\n\
-                   cores = [0]\nbusy_poll = 7\nio = \"poll\"\naead = \"scalar\"\nuser = \"u\"\n\
+                   cores = [0]\nbusy_poll = 7\nio = \"poll\"\naead = \"scalar\"\naes = \"off\"\nuser = \"u\"\n\
                    forwarding.enabled = false\nmetrics.listen = \"off\"\n\
                    metrics.per_peer = true\nlog.format = \"json\"";
         let found = between("", new);
