@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::OnceLock;
 
 use arrayvec::ArrayVec;
-use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use subtle::Choice;
 
 use super::lanes::{self, Packet, Tags, Width};
@@ -194,38 +194,52 @@ pub fn seal_run(key: &Key, first_counter: u64, buffer: &mut [u8], spans: &[Span]
         let lens: ArrayVec<usize, RUN> = rest.iter().map(|span| span.len).take(RUN).collect();
         let (count, width) = plan(key.suite, &lens);
         let (now, later) = rest.split_at(count);
-        let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
-        let mut places = ArrayVec::<&mut [u8], RUN>::new();
-        for span in now {
-            let Some(piece) = pieces.take(span.start..span.start + span.len + TAG_LEN) else { return false };
-            let (text, tag) = piece.split_at_mut(span.len);
-            packets.push(Packet { key: &key.secret.0, counter, text });
-            places.push(tag);
-            counter = counter.wrapping_add(1);
-        }
-        let tags = match width {
-            Some(width) => lanes::seal(width, &mut packets),
-            None => match seal_each(&key.cipher, &mut packets) {
-                Some(tags) => tags,
-                None => return false,
-            },
+        let sealed = match width {
+            Some(width) => seal_side_by_side(width, key, counter, &mut pieces, now),
+            // Without the arrays: an idle round trip would wait for them to come from memory.
+            None => (0..).zip(now).try_for_each(|(n, span)| {
+                let (text, place) = take(&mut pieces, span)?;
+                let tag = seal_alone(&key.cipher, counter.wrapping_add(n), text)?;
+                place.copy_from_slice(tag.as_ref());
+                Some(())
+            }),
         };
-        for (place, tag) in places.into_iter().zip(tags) {
-            place.copy_from_slice(&tag);
+        if sealed.is_none() {
+            return false;
         }
+        counter = counter.wrapping_add(count as u64);
         rest = later;
     }
     true
 }
 
-/// One packet after the other.
-fn seal_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>]) -> Option<Tags> {
-    let mut tags = Tags::default();
-    for (Packet { counter, text, .. }, tag) in packets.iter_mut().zip(&mut tags) {
-        let sealed = cipher.seal_in_place_separate_tag(nonce(*counter), Aad::empty(), text).ok()?;
-        tag.copy_from_slice(sealed.as_ref());
+/// The text of a span, and the place for its tag.
+fn take<'a>(pieces: &mut Pieces<'a>, span: &Span) -> Option<(&'a mut [u8], &'a mut [u8])> {
+    Some(pieces.take(span.start..span.start + span.len + TAG_LEN)?.split_at_mut(span.len))
+}
+
+/// At most [`RUN`] packets, each in a lane.
+fn seal_side_by_side(
+    width: Width,
+    key: &Key,
+    first_counter: u64,
+    pieces: &mut Pieces<'_>,
+    spans: &[Span],
+) -> Option<()> {
+    let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
+    let mut places = ArrayVec::<&mut [u8], RUN>::new();
+    for (n, span) in (0..).zip(spans) {
+        let (text, place) = take(pieces, span)?;
+        packets.push(Packet { key: &key.secret.0, counter: first_counter.wrapping_add(n), text });
+        places.push(place);
     }
-    Some(tags)
+    let tags = lanes::seal(width, &mut packets);
+    places.iter_mut().zip(&tags).for_each(|(place, tag)| place.copy_from_slice(tag));
+    Some(())
+}
+
+fn seal_alone(cipher: &LessSafeKey, counter: u64, text: &mut [u8]) -> Option<Tag> {
+    cipher.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text).ok()
 }
 
 /// A message to open.
@@ -269,43 +283,58 @@ impl DerefMut for Authentic<'_> {
     }
 }
 
-/// Opens messages in place, each by itself. `None`: not authentic; its bytes are wiped.
-pub fn open_run<'a>(key: &Key, messages: ArrayVec<Sealed<'a>, RUN>) -> ArrayVec<Option<Authentic<'a>>, RUN> {
+/// Messages that came out of [`open_run`]. `None`: not authentic; its bytes are wiped.
+pub type OpenedRun<'a> = ArrayVec<Option<Authentic<'a>>, RUN>;
+
+/// Opens messages in place, each by itself, and puts what comes out behind what is in `opened`, which has room.
+pub fn open_run<'a>(key: &Key, messages: &mut ArrayVec<Sealed<'a>, RUN>, opened: &mut OpenedRun<'a>) {
     let lens: ArrayVec<usize, RUN> = messages.iter().map(|message| message.text.len()).collect();
-    let mut opened = ArrayVec::new();
-    let mut messages = messages.into_iter();
-    while opened.len() < lens.len() {
-        let (count, width) = plan(key.suite, &lens[opened.len()..]);
-        let mut tags = Tags::default();
-        let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
-        for (Sealed { counter, text, tag }, given) in messages.by_ref().take(count).zip(&mut tags) {
-            *given = tag;
-            packets.push(Packet { key: &key.secret.0, counter, text });
-        }
-        let verdicts = match width {
-            Some(width) => lanes::open(width, &mut packets, &tags),
-            None => open_each(&key.cipher, &mut packets, &tags),
-        };
-        for (Packet { text, .. }, verdict) in packets.into_iter().zip(verdicts) {
-            opened.push(if holds("transport-aead", bool::from(verdict)) {
-                Some(Authentic(text))
-            } else {
-                text.fill(0);
-                None
-            });
+    let mut messages = messages.drain(..);
+    let mut rest = &lens[..];
+    while !rest.is_empty() {
+        let (count, width) = plan(key.suite, rest);
+        rest = &rest[count..];
+        let now = messages.by_ref().take(count);
+        match width {
+            Some(width) => open_side_by_side(width, key, now, opened),
+            None => opened.extend(now.map(|mut message| {
+                let verdict = open_alone(&key.cipher, &mut message);
+                judge(message.text, verdict)
+            })),
         }
     }
-    opened
 }
 
-/// One packet after the other.
-fn open_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>], tags: &Tags) -> [Choice; RUN] {
-    let mut verdicts = [Choice::from(0); RUN];
-    for ((Packet { counter, text, .. }, tag), verdict) in packets.iter_mut().zip(tags).zip(&mut verdicts) {
-        let opened = cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), tag, text);
-        *verdict = Choice::from(u8::from(opened.is_ok()));
+/// At most [`RUN`] messages, each in a lane.
+fn open_side_by_side<'a>(
+    width: Width,
+    key: &Key,
+    messages: impl Iterator<Item = Sealed<'a>>,
+    opened: &mut OpenedRun<'a>,
+) {
+    let mut tags = Tags::default();
+    let mut packets = ArrayVec::<Packet<'_, '_>, RUN>::new();
+    for (Sealed { counter, text, tag }, given) in messages.zip(&mut tags) {
+        *given = tag;
+        packets.push(Packet { key: &key.secret.0, counter, text });
     }
-    verdicts
+    let verdicts = lanes::open(width, &mut packets, &tags);
+    opened.extend(packets.drain(..).zip(verdicts).map(|(packet, verdict)| judge(packet.text, verdict)));
+}
+
+fn open_alone(cipher: &LessSafeKey, message: &mut Sealed<'_>) -> Choice {
+    let Sealed { counter, text, tag } = message;
+    let opened = cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), tag, text);
+    Choice::from(u8::from(opened.is_ok()))
+}
+
+/// What nobody may see is wiped.
+fn judge(text: &mut [u8], verdict: Choice) -> Option<Authentic<'_>> {
+    if holds("transport-aead", bool::from(verdict)) {
+        return Some(Authentic(text));
+    }
+    text.fill(0);
+    None
 }
 
 /// Opens one packet, ciphertext and tag. Yields the plaintext's length; `None`: not authentic, the bytes are wiped.
@@ -313,7 +342,9 @@ fn open_each(cipher: &LessSafeKey, packets: &mut [Packet<'_, '_>], tags: &Tags) 
 pub fn open(key: &Key, counter: u64, packet: &mut [u8]) -> Option<usize> {
     let mut messages = ArrayVec::new();
     messages.push(Sealed::new(counter, packet)?);
-    open_run(key, messages).pop()?.map(|text| text.len())
+    let mut opened = ArrayVec::new();
+    open_run(key, &mut messages, &mut opened);
+    opened.pop()?.map(|text| text.len())
 }
 
 /// Lanes and AWS-LC agree about packets of many lengths, of their own keys, sealed and opened.
@@ -338,9 +369,8 @@ fn self_test() -> bool {
             let mut right =
                 packets.iter().zip(&plain).zip(&keys).zip(tags).all(|(((packet, plain), key), tag)| {
                     let mut text = plain.clone();
-                    let mut alone = [Packet { key: &key.secret.0, counter: packet.counter, text: &mut text }];
-                    let sealed = seal_each(&key.cipher, &mut alone);
-                    sealed.is_some_and(|tags| tags[0] == tag) && *packet.text == text
+                    let sealed = seal_alone(&key.cipher, packet.counter, &mut text);
+                    sealed.is_some_and(|alone| *alone.as_ref() == tag) && *packet.text == text
                 });
             // Opened with one tag of another packet.
             let mut given = tags;

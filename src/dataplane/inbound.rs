@@ -208,29 +208,32 @@ impl Inbound {
             core.counters.drops.add(reason(Refused::Expired), waiting.len() as u64);
             return waiting.clear();
         };
-        let mut pieces = Pieces::of(buffer);
-        let mut messages = ArrayVec::new();
-        let mut sealed = Waiting::new();
-        for (range, counter) in waiting.drain(..) {
-            let bytes = pieces.take(range.start + TRANSPORT_HEADER_LEN..range.end);
-            if let Some(message) = bytes.and_then(|bytes| Sealed::new(counter, bytes)) {
-                messages.push(message);
-                sealed.push((range, counter));
-            }
-        }
+        // Emptied where they are, here and below: moved, they cost an idle round trip dozens of cold cache lines.
         let mut places = ArrayVec::<Place, { aead::RUN }>::new();
-        for ((range, counter), text) in sealed.into_iter().zip(aead::open_run(key, messages)) {
-            let outer = range.len() as u64;
-            if let Some(len) = accept(core, run, counter, outer, text, tos) {
-                places.push(Place {
-                    buffer: self.held.len() as u16,
-                    // A slot is far smaller than 4 GiB.
-                    start: (range.start + TRANSPORT_HEADER_LEN) as u32,
-                    len: len as u32,
-                });
+        {
+            let mut pieces = Pieces::of(buffer);
+            let (mut messages, mut opened) = (ArrayVec::new(), ArrayVec::new());
+            waiting.retain(|(range, counter)| {
+                let bytes = pieces.take(range.start + TRANSPORT_HEADER_LEN..range.end);
+                let message = bytes.and_then(|bytes| Sealed::new(*counter, bytes));
+                let is_one = message.is_some();
+                messages.extend(message);
+                is_one
+            });
+            aead::open_run(key, &mut messages, &mut opened);
+            for ((range, counter), text) in waiting.drain(..).zip(opened.drain(..)) {
+                let outer = range.len() as u64;
+                if let Some(len) = accept(core, run, counter, outer, text, tos) {
+                    places.push(Place {
+                        buffer: self.held.len() as u16,
+                        // A slot is far smaller than 4 GiB.
+                        start: (range.start + TRANSPORT_HEADER_LEN) as u32,
+                        len: len as u32,
+                    });
+                }
             }
         }
-        for place in places {
+        for place in places.drain(..) {
             self.push(core, buffer, place);
         }
     }

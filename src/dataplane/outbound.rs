@@ -58,7 +58,6 @@ struct Common {
 /// Packets of one peer, gathered for one send.
 struct Run {
     slot: Slot,
-    spans: ArrayVec<Span, MAX_SEGMENTS>,
     /// Bytes used in the buffer.
     used: usize,
     /// Outer size of each packet but the last.
@@ -107,6 +106,8 @@ pub struct Outbound {
     arena: Arena,
     sockets: Sockets,
     run: Option<Run>,
+    /// The packets of that run. Not in it: it is moved, and this is two kilobytes.
+    spans: ArrayVec<Span, MAX_SEGMENTS>,
     waiting: [VecDeque<Sealed>; 2],
     segment_limit: usize,
     plain: ArrayVec<(SocketAddr, Time), PLAIN_ENDPOINTS>,
@@ -123,6 +124,7 @@ impl Outbound {
             arena: Arena::new(buffers, 64 << 10)?,
             sockets,
             run: None,
+            spans: ArrayVec::new(),
             waiting: [VecDeque::with_capacity(buffers.into()), VecDeque::with_capacity(buffers.into())],
             // Without UDP_SEGMENT a run goes out datagram by datagram, but still fills one buffer: else a super-packet
             // for a full socket would need one for each of its packets.
@@ -185,7 +187,7 @@ impl Outbound {
             if !self.make_room(core, common, counter, padded) {
                 return Progress::Stopped(i);
             }
-            if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, counter)) {
+            if let Some(space) = self.append(padded, counter) {
                 let written = packet.write_segment(i, space).unwrap_or(0);
                 space[written..].fill(0);
                 if syn && mss::clamp(space, packet.ip(), core.mtu) {
@@ -231,7 +233,7 @@ impl Outbound {
         if !self.make_room(core, common, first_counter, padded) {
             return;
         }
-        if let Some(space) = self.run.as_mut().and_then(|run| run.append(padded, first_counter)) {
+        if let Some(space) = self.append(padded, first_counter) {
             let (place, padding) = space.split_at_mut(text.len().min(padded));
             place.copy_from_slice(text.get(..place.len()).unwrap_or_default());
             padding.fill(0);
@@ -241,25 +243,39 @@ impl Outbound {
 
     /// Makes the open run one that takes a packet of `padded` bytes. False if there is no send buffer.
     fn make_room(&mut self, core: &mut Core, common: Common, counter: u64, padded: usize) -> bool {
-        let limit = self.segment_limit;
+        let outer = padded + TRANSPORT_OVERHEAD;
         if let Some(run) = &self.run {
-            let next = run.first_counter + run.spans.len() as u64;
-            if run.common == common && next == counter && run.fits(padded, limit) {
+            let next = run.first_counter + self.spans.len() as u64;
+            let fits = self.spans.len() < self.segment_limit
+                && outer <= run.segment
+                && run.used + outer <= MAX_SEND
+                && !run.closed;
+            if run.common == common && next == counter && fits {
                 return true;
             }
             self.flush(core);
         }
         let Some(slot) = self.arena.take() else { return false };
-        self.run = Some(Run {
-            slot,
-            spans: ArrayVec::new(),
-            used: 0,
-            segment: padded + TRANSPORT_OVERHEAD,
-            closed: false,
-            first_counter: counter,
-            common,
-        });
+        self.spans.clear();
+        self.run = Some(Run { slot, used: 0, segment: outer, closed: false, first_counter: counter, common });
         true
+    }
+
+    /// Adds a packet of `padded` bytes to the open run: writes its header and yields the place for its text. A shorter
+    /// packet than the first one closes the run.
+    fn append(&mut self, padded: usize, counter: u64) -> Option<&mut [u8]> {
+        let run = self.run.as_mut()?;
+        let start = run.used + TRANSPORT_HEADER_LEN;
+        let end = run.used + padded + TRANSPORT_OVERHEAD;
+        if end > run.slot.len() || self.spans.try_push(Span { start, len: padded }).is_err() {
+            return None;
+        }
+        let Common { remote_index: receiver, suite, .. } = run.common;
+        let header = TransportHeader { receiver, counter, suite };
+        run.slot[run.used..start].copy_from_slice(&header.to_bytes());
+        run.closed = padded + TRANSPORT_OVERHEAD < run.segment;
+        run.used = end;
+        Some(&mut run.slot[start..start + padded])
     }
 
     /// Seals the open run and sends it.
@@ -267,11 +283,11 @@ impl Outbound {
         let Some(mut run) = self.run.take() else { return };
         let Common { peer: slot, remote_index, suite, tos, data } = run.common;
         let Some(peer) = core.peers.by_slot(slot) else { return };
-        let packets = run.spans.len() as u64;
+        let packets = self.spans.len() as u64;
         let sealed = peer
             .session
             .sealing_key(remote_index, suite, run.used)
-            .is_some_and(|key| aead::seal_run(key, run.first_counter, &mut run.slot, &run.spans));
+            .is_some_and(|key| aead::seal_run(key, run.first_counter, &mut run.slot, &self.spans));
         let Some(endpoint) = peer.session.endpoint() else {
             core.counters.drops.add(Drop::NoEndpoint, packets);
             return;
@@ -430,29 +446,6 @@ impl Outbound {
             self.plain.remove(0);
         }
         self.plain.push((remote, now));
-    }
-}
-
-impl Run {
-    fn fits(&self, padded: usize, limit: usize) -> bool {
-        let outer = padded + TRANSPORT_OVERHEAD;
-        !self.closed && self.spans.len() < limit && outer <= self.segment && self.used + outer <= MAX_SEND
-    }
-
-    /// Adds a packet of `padded` bytes: writes its header and yields the place for its text. A shorter packet than
-    /// the first one closes the run.
-    fn append(&mut self, padded: usize, counter: u64) -> Option<&mut [u8]> {
-        let start = self.used + TRANSPORT_HEADER_LEN;
-        let end = self.used + padded + TRANSPORT_OVERHEAD;
-        if end > self.slot.len() || self.spans.try_push(Span { start, len: padded }).is_err() {
-            return None;
-        }
-        let Common { remote_index: receiver, suite, .. } = self.common;
-        let header = TransportHeader { receiver, counter, suite };
-        self.slot[self.used..start].copy_from_slice(&header.to_bytes());
-        self.closed = padded + TRANSPORT_OVERHEAD < self.segment;
-        self.used = end;
-        Some(&mut self.slot[start..start + padded])
     }
 }
 

@@ -91,16 +91,16 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
                 let text = ruleset();
                 assert!(text.contains(&format!("table inet {} {{", nft::table_name(name))), "{text}");
                 let sets = sets();
-                let holds = |set: &str| sets.iter().any(|line| line.starts_with(set));
-                assert_eq!(holds("masked_v4 { 100.64.0.0/10 }"), nat && v4, "{text}");
-                assert_eq!(holds("masked_v6 { fd64::/64 }"), nat, "{text}");
-                assert_eq!((holds("apart {"), holds("bound {")), (apart, named), "{text}");
+                let has = |set: &str| sets.iter().any(|line| line.starts_with(set));
+                assert_eq!(has("masked_v4 { 100.64.0.0/10 }"), nat && v4, "{text}");
+                assert_eq!(has("masked_v6 { fd64::/64 }"), nat, "{text}");
+                assert_eq!((has("apart {"), has("bound {")), (apart, named), "{text}");
                 assert_eq!(
-                    holds("services_tcp { 8000-8100 }") && holds("services_udp { 53 }"),
+                    has("services_tcp { 8000-8100 }") && has("services_udp { 53 }"),
                     services,
                     "{text}"
                 );
-                let both = holds(r#"interfaces { "eth0", "#) || holds(r#"interfaces { "é{};+@.1", "#);
+                let both = has(r#"interfaces { "eth0", "#) || has(r#"interfaces { "é{};+@.1", "#);
                 assert_eq!(both, named, "{text}");
                 applied.undo();
                 assert_eq!(ruleset(), "");
@@ -109,7 +109,7 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
     });
 }
 
-/// What the kernel holds after a change is what a new start would have loaded.
+/// What the kernel has after a change is what a new start would have loaded.
 #[test]
 fn rules_change_into_any_others_without_nft() {
     in_netns(|| {
