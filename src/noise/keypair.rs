@@ -56,7 +56,14 @@ pub struct Keypair {
 #[derive(Debug)]
 enum Aes {
     Third(Secret),
-    Keys { send: Key, recv: Key },
+    /// By themselves: most sessions never have them.
+    Keys(Box<AesKeys>),
+}
+
+#[derive(Debug)]
+struct AesKeys {
+    send: Key,
+    recv: Key,
 }
 
 impl Aes {
@@ -67,10 +74,11 @@ impl Aes {
             |way: &[u8]| Key::of(Suite::Aes256Gcm, &hkdf_sha256(third, &[b"ringway v1 aes-256-gcm", way]));
         let (initiator, responder) = (key(b"i2r"), key(b"r2i"));
         // In place: what they are derived from is wiped.
-        *self = match role {
-            Role::Initiator => Self::Keys { send: initiator, recv: responder },
-            Role::Responder => Self::Keys { send: responder, recv: initiator },
+        let (send, recv) = match role {
+            Role::Initiator => (initiator, responder),
+            Role::Responder => (responder, initiator),
         };
+        *self = Self::Keys(Box::new(AesKeys { send, recv }));
     }
 }
 
@@ -113,7 +121,7 @@ impl Keypair {
     pub fn sealing_key(&mut self, suite: Suite, blocks: u64, limits: &Limits) -> Option<&Key> {
         match (suite, &self.aes) {
             (Suite::ChaCha20Poly1305, _) => Some(&self.send),
-            (Suite::Aes256Gcm, Aes::Keys { send, .. }) if self.agreement.take(blocks, limits) => Some(send),
+            (Suite::Aes256Gcm, Aes::Keys(keys)) if self.agreement.take(blocks, limits) => Some(&keys.send),
             (Suite::Aes256Gcm, _) => None,
         }
     }
@@ -124,7 +132,7 @@ impl Keypair {
     pub fn opening_key(&self, suite: Suite) -> Option<&Key> {
         match (suite, &self.aes) {
             (Suite::ChaCha20Poly1305, _) => Some(&self.recv),
-            (Suite::Aes256Gcm, Aes::Keys { recv, .. }) if self.agreement.opens(suite) => Some(recv),
+            (Suite::Aes256Gcm, Aes::Keys(keys)) if self.agreement.opens(suite) => Some(&keys.recv),
             (Suite::Aes256Gcm, _) => None,
         }
     }
@@ -332,12 +340,16 @@ mod tests {
             let mut keypair = Keypair::new(&new, at(0));
             assert!(keypair.opening_key(Suite::Aes256Gcm).is_none(), "not declared");
             keypair.derive_aes();
-            let Aes::Keys { send: sends, recv: receives } = &keypair.aes else { panic!("{:?}", keypair.aes) };
+            let Aes::Keys(keys) = &keypair.aes else { panic!("{:?}", keypair.aes) };
             let [send, recv] = match role {
                 Role::Initiator => ["key i2r", "key r2i"],
                 Role::Responder => ["key r2i", "key i2r"],
             };
-            assert_eq!([&sends.bytes()[..], &receives.bytes()], [&value(send)[..], &value(recv)], "{role:?}");
+            assert_eq!(
+                [&keys.send.bytes()[..], &keys.recv.bytes()],
+                [&value(send)[..], &value(recv)],
+                "{role:?}"
+            );
         }
         let secret = Secret(value("key i2r").try_into().unwrap());
         let (counter, plain) = (0x0102_0304_0506_0708_u64, value("text"));

@@ -105,15 +105,28 @@ fn two_ringways_agree_when_one_says_hello() {
         let wrong = ["unauthentic", "suite_not_declared", "frame_malformed", "frame_refused", "malformed"];
         assert_eq!(peer.drops(&wrong), Some(0));
     }
-    // New keys: agreed upon anew, while pings go on.
-    client.renew();
-    must_reach(&client.host, GATEWAY_V4);
-    for peer in [gateway, client] {
-        wait_until("the new keypair as well", Duration::from_secs(10), || {
-            cipher(peer).as_deref() == Some(AES) && counter(peer, "ringway_aes_agreed_total") >= 2
-        });
+}
+
+/// Keys are renewed every three seconds, and the suite is agreed upon anew each time, while pings go on.
+#[test]
+fn a_renewal_agrees_anew_and_loses_nothing() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    if !is_possible(&lab) {
+        return;
     }
-    assert_eq!(ping(&client.host, GATEWAY_V4, 20, 56), 20);
+    let ours = Implementation::ringway();
+    let often = ("RINGWAY_TEST_REKEY", "3");
+    let site = site(&lab, [ours, ours], [&[often], &[often, ("RINGWAY_HELLO", "1")]], &[]);
+    let (gateway, client) = (&site.gateway, &site.clients[0]);
+    must_reach(&client.host, GATEWAY_V4);
+    assert_eq!(ping(&client.host, GATEWAY_V4, 200, 1000), 200, "ten seconds");
+    for peer in [gateway, client] {
+        let (renewed, agreed) =
+            (counter(peer, "ringway_sessions_confirmed_total"), counter(peer, "ringway_aes_agreed_total"));
+        assert!(renewed >= 3 && agreed + 1 >= renewed, "{renewed} handshakes, {agreed} agreements");
+        assert!(counter(peer, SEALED) > 150);
+        assert_eq!(peer.drops(&["suite_not_declared", "unauthentic"]), Some(0));
+    }
 }
 
 #[test]

@@ -112,3 +112,65 @@ fn only_what_is_authentic_is_opened_and_the_rest_is_wiped() {
     let other = Key::new(&Secret([0x81; 32]));
     assert_eq!(open(&other, 5, &mut packet.clone()), None, "another key");
 }
+
+/// What RustCrypto makes of a text.
+fn by_another(counter: u64, text: &[u8]) -> Vec<u8> {
+    use chacha20poly1305::aead::{Aead as _, KeyInit as _};
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    chacha20poly1305::ChaCha20Poly1305::new(&KEY.0.into()).encrypt(&nonce.into(), text).unwrap()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
+
+    /// However a buffer is split into packets, with gaps or without: each is what it is alone, and no other byte
+    /// changes.
+    #[test]
+    fn a_run_is_its_packets_however_it_is_split(
+        pieces in proptest::collection::vec((0..3_usize, 0..1500_usize), 0..40),
+        alike in proptest::option::of(0..1500_usize),
+        first in proptest::num::u64::ANY,
+    ) {
+        let key = Key::new(&KEY);
+        let (mut buffer, mut spans, mut right) = (Vec::new(), Vec::new(), Vec::new());
+        for (counter, (gap, len)) in (0..).map(|n| first.wrapping_add(n)).zip(pieces) {
+            let len = alike.unwrap_or(len);
+            buffer.resize(buffer.len() + gap, 0xee);
+            right.resize(buffer.len(), 0xee);
+            spans.push(Span { start: buffer.len(), len });
+            buffer.extend((0..len).map(|at| (at ^ len) as u8));
+            right.extend(by_another(counter, &buffer[right.len()..]));
+            buffer.resize(right.len(), 0);
+        }
+        proptest::prop_assert!(seal_run(&key, first, &mut buffer, &spans));
+        proptest::prop_assert!(buffer == right);
+    }
+}
+
+/// In a run as long as there are lanes, each packet in turn is altered: it alone is refused and wiped.
+#[test]
+fn one_of_a_run_is_refused_and_wiped() {
+    let key = Key::new(&KEY);
+    const LEN: usize = 100;
+    let spans: [Span; RUN] = std::array::from_fn(|n| Span { start: n * (LEN + TAG_LEN), len: LEN });
+    let mut sealed = vec![0x5a; RUN * (LEN + TAG_LEN)];
+    assert!(seal_run(&key, 0, &mut sealed, &spans));
+    for altered in 0..RUN {
+        let mut buffer = sealed.clone();
+        buffer[spans[altered].start + altered] ^= 1;
+        let mut pieces = Pieces::of(&mut buffer);
+        let messages = (0..).zip(&spans).map(|(counter, span)| {
+            Sealed::new(counter, pieces.take(span.start..span.start + LEN + TAG_LEN).unwrap()).unwrap()
+        });
+        let mut texts = OpenedRun::new();
+        open_run(&key, &mut messages.collect(), &mut texts);
+        let opened: Vec<_> = texts.drain(..).map(|text| text.is_some()).collect();
+        drop(texts);
+        assert!(opened.iter().enumerate().all(|(n, opened)| *opened == (n != altered)), "{opened:?}");
+        for (n, span) in spans.iter().enumerate() {
+            let right = if n == altered { 0 } else { 0x5a };
+            assert!(buffer[span.start..span.start + LEN].iter().all(|&byte| byte == right), "packet {n}");
+        }
+    }
+}

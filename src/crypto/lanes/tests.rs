@@ -5,32 +5,56 @@ use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use super::*;
 
+mod poisoned;
+mod stepped;
+pub(super) mod vectors;
+
+pub(super) use vectors::Case;
+
 /// What an instance does.
 type Work = fn(&mut [Packet<'_, '_>], &mut Tags);
 
-fn instances() -> Vec<(&'static str, usize, Work, Work)> {
-    let mut all: Vec<(&'static str, usize, Work, Work)> = vec![(
-        "portable",
-        Portable::LANES,
-        run::<Portable, Radix44<Portable>, true>,
-        run::<Portable, Radix44<Portable>, false>,
-    )];
-    all.push((
-        "portable, 26 bits",
-        Portable::LANES,
-        run::<Portable, Radix26<Portable>, true>,
-        run::<Portable, Radix26<Portable>, false>,
-    ));
+/// One of vectors and limbs.
+pub(super) struct Instance {
+    pub(super) name: &'static str,
+    /// Packets that it takes at most.
+    pub(super) lanes: usize,
+    pub(super) seal: Work,
+    pub(super) open: Work,
+    /// Its ChaCha20 and its Poly1305 put together once more, for any nonce and associated data.
+    pub(super) parts: fn(&mut [Case]),
+}
+
+fn instances() -> Vec<Instance> {
+    let mut all = vec![
+        Instance {
+            name: "portable",
+            lanes: Portable::LANES,
+            seal: run::<Portable, Radix44<Portable>, true>,
+            open: run::<Portable, Radix44<Portable>, false>,
+            parts: vectors::parts::<Portable, Radix44<Portable>>,
+        },
+        Instance {
+            name: "portable, 26 bits",
+            lanes: Portable::LANES,
+            seal: run::<Portable, Radix26<Portable>, true>,
+            open: run::<Portable, Radix26<Portable>, false>,
+            parts: vectors::parts::<Portable, Radix26<Portable>>,
+        },
+    ];
     #[cfg(target_arch = "x86_64")]
     all.extend(x86::instances());
     all
 }
 
-/// Four lanes of plain numbers: the algorithm as it stands, on any processor.
+/// Four lanes of plain numbers: the algorithm as it stands, on any processor. `CHECKED`: what the bounds at the top of
+/// the module say is asserted on the way.
 #[derive(Clone, Copy)]
-struct Portable([u64; 2]);
+struct Plain<const CHECKED: bool>([u64; 2]);
 
-impl Portable {
+type Portable = Plain<true>;
+
+impl<const CHECKED: bool> Plain<CHECKED> {
     fn each(self, other: Self, of: impl Fn(u64, u64) -> u64) -> Self {
         Self([of(self.0[0], other.0[0]), of(self.0[1], other.0[1])])
     }
@@ -44,7 +68,7 @@ impl Portable {
     }
 }
 
-impl Vector for Portable {
+impl<const CHECKED: bool> Vector for Plain<CHECKED> {
     const LANES: usize = 4;
 
     fn splat32(value: u32) -> Self {
@@ -67,8 +91,9 @@ impl Vector for Portable {
         Self::of_words(std::array::from_fn(|i| a[i].wrapping_add(b[i])))
     }
     fn add64(self, other: Self) -> Self {
-        // Limbs never overflow: that is what the bounds at the top of the module say.
-        self.each(other, |a, b| a.checked_add(b).expect("a sum of limbs fits 64 bits"))
+        self.each(other, |a, b| {
+            if CHECKED { a.checked_add(b).expect("a sum of limbs fits 64 bits") } else { a.wrapping_add(b) }
+        })
     }
     fn xor(self, other: Self) -> Self {
         self.each(other, |a, b| a ^ b)
@@ -111,23 +136,25 @@ impl Vector for Portable {
 
 const LOW_52: u64 = (1 << 52) - 1;
 
-impl Ifma for Portable {
+impl<const CHECKED: bool> Ifma for Plain<CHECKED> {
     fn madd_low(self, a: Self, b: Self) -> Self {
-        assert!(a.0.iter().chain(&b.0).all(|&factor| factor <= LOW_52), "a factor fits 52 bits");
+        let fit = |a: Self| !CHECKED || a.0.iter().all(|&factor| factor <= LOW_52);
+        assert!(fit(a) && fit(b), "a factor fits 52 bits");
         let product = a.each(b, |a, b| (u128::from(a) * u128::from(b)) as u64 & LOW_52);
         self.add64(product)
     }
     fn madd_high(self, a: Self, b: Self) -> Self {
-        assert!(a.0.iter().chain(&b.0).all(|&factor| factor <= LOW_52), "a factor fits 52 bits");
+        let fit = |a: Self| !CHECKED || a.0.iter().all(|&factor| factor <= LOW_52);
+        assert!(fit(a) && fit(b), "a factor fits 52 bits");
         self.add64(a.each(b, |a, b| ((u128::from(a) * u128::from(b)) >> 52) as u64))
     }
 }
 
-impl Multiply for Portable {
+impl<const CHECKED: bool> Multiply for Plain<CHECKED> {
     fn multiply(self, other: Self) -> Self {
-        let all = self.0.iter().chain(&other.0);
-        assert!(all.clone().all(|&factor| factor <= u64::from(u32::MAX)), "a factor fits 32 bits");
-        self.each(other, |a, b| a * b)
+        let fit = |a: Self| !CHECKED || a.0.iter().all(|&factor| factor <= u64::from(u32::MAX));
+        assert!(fit(self) && fit(other), "a factor fits 32 bits");
+        self.each(other, u64::wrapping_mul)
     }
 }
 
@@ -162,8 +189,8 @@ fn by_library(key: &[u8; 32], counter: u64, text: &[u8]) -> (Vec<u8>, [u8; 16]) 
 }
 
 /// Seals and opens the texts by an instance, each with a key and counter of its own, and asks AWS-LC about each.
-fn agrees(instance: &(&str, usize, Work, Work), noise: &mut Noise, texts: &[Vec<u8>]) {
-    let (name, _, seal, open) = instance;
+fn agrees(instance: &Instance, noise: &mut Noise, texts: &[Vec<u8>]) {
+    let Instance { name, seal, open, .. } = instance;
     let keys: Vec<_> = texts.iter().map(|_| noise.key()).collect();
     let counters: Vec<_> = texts.iter().map(|_| noise.next()).collect();
     let mut worked = texts.to_vec();
@@ -194,10 +221,10 @@ fn agrees(instance: &(&str, usize, Work, Work), noise: &mut Noise, texts: &[Vec<
 fn every_length_in_any_company() {
     let mut noise = Noise(1);
     for instance in &instances() {
-        let portable = instance.0.starts_with("portable");
+        let portable = instance.name.starts_with("portable");
         for len in (0..=2000).step_by(if portable { 7 } else { 1 }) {
-            let count = 1 + len % instance.1;
-            let lane = len / instance.1 % count;
+            let count = 1 + len % instance.lanes;
+            let lane = len / instance.lanes % count;
             let texts: Vec<_> = (0..count)
                 .map(|at| match (at == lane, noise.next() % 2) {
                     (true, _) => len,
@@ -216,10 +243,10 @@ fn every_length_in_any_company() {
 fn full_runs() {
     let mut noise = Noise(2);
     for instance in &instances() {
-        for len in (0..=1500).step_by(if instance.0.starts_with("portable") { 97 } else { 13 }) {
-            let mut texts: Vec<_> = (0..instance.1).map(|_| noise.bytes(len)).collect();
+        for len in (0..=1500).step_by(if instance.name.starts_with("portable") { 97 } else { 13 }) {
+            let mut texts: Vec<_> = (0..instance.lanes).map(|_| noise.bytes(len)).collect();
             agrees(instance, &mut noise, &texts);
-            texts[instance.1 - 1].truncate(len / 3);
+            texts[instance.lanes - 1].truncate(len / 3);
             agrees(instance, &mut noise, &texts);
         }
     }
@@ -342,7 +369,7 @@ fn nothing_beyond_a_text_is_touched() {
     let mut noise = Noise(4);
     for instance in &instances() {
         for len in [1, 15, 16, 17, 63, 64, 65, 100, 1419] {
-            let mut pages: Vec<_> = (0..instance.1).map(|_| Guarded::new(len)).collect();
+            let mut pages: Vec<_> = (0..instance.lanes).map(|_| Guarded::new(len)).collect();
             let texts: Vec<_> = pages.iter().map(|_| noise.bytes(len)).collect();
             let key = noise.key();
             let mut packets: Vec<_> = pages
@@ -354,9 +381,9 @@ fn nothing_beyond_a_text_is_touched() {
                 })
                 .collect();
             let mut tags = Tags::default();
-            (instance.2)(&mut packets, &mut tags);
+            (instance.seal)(&mut packets, &mut tags);
             for ((packet, text), tag) in packets.iter().zip(&texts).zip(tags) {
-                assert_eq!((packet.text.to_vec(), tag), by_library(&key, 7, text), "{}", instance.0);
+                assert_eq!((packet.text.to_vec(), tag), by_library(&key, 7, text), "{}", instance.name);
             }
         }
     }
@@ -402,57 +429,6 @@ fn a_wrong_tag_is_its_own_lanes_matter() {
                     assert_eq!(bool::from(verdict), lane != wrong && lane < width.lanes(), "lane {lane}");
                 }
             });
-        }
-    }
-}
-
-/// A number from hexadecimal digits in the order of its bytes, lowest first, as RFC 8439 writes blocks.
-fn block(hex: &str) -> u128 {
-    u128::from_str_radix(hex, 16).unwrap().swap_bytes()
-}
-
-/// RFC 8439 appendix A.3, test vectors 7 to 11 (those of whole blocks): sums that cross 2^128, 2^130 and the prime.
-#[test]
-fn poly1305_vectors_of_rfc_8439() {
-    let all = "ffffffffffffffffffffffffffffffff";
-    let vectors: [(u128, u128, &[&str], &str); 5] = [
-        (2, 0, &[all], "03000000000000000000000000000000"),
-        (2, block(all), &["02000000000000000000000000000000"], "03000000000000000000000000000000"),
-        (
-            1,
-            0,
-            &[all, "f0ffffffffffffffffffffffffffffff", "11000000000000000000000000000000"],
-            "05000000000000000000000000000000",
-        ),
-        (
-            1,
-            0,
-            &[all, "fbfefefefefefefefefefefefefefefe", "01010101010101010101010101010101"],
-            "00000000000000000000000000000000",
-        ),
-        (2, 0, &["fdffffffffffffffffffffffffffffff"], "faffffffffffffffffffffffffffffff"),
-    ];
-    for (r, s, blocks, tag) in vectors {
-        let blocks: Vec<_> = blocks.iter().map(|hex| block(hex)).collect();
-        assert_eq!(poly::<Radix44<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
-        assert_eq!(poly::<Radix26<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
-    }
-}
-
-/// RFC 8439 appendix A.1, test vectors 1 and 2: blocks 0 and 1 of the key of zeros.
-#[test]
-fn chacha20_blocks_of_rfc_8439() {
-    let blocks = [
-        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7\
-         da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586",
-        "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed\
-         29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f",
-    ];
-    for (number, hex) in (0..).zip(blocks) {
-        let rows = chacha(&[Portable::splat32(0); 8], &[Portable::splat32(0); 2], number);
-        for row in rows.chunks_exact(Portable::PIECES) {
-            let bytes = row.iter().flat_map(|piece| piece.0).flat_map(u64::to_le_bytes);
-            assert_eq!(bytes.map(|byte| format!("{byte:02x}")).collect::<String>(), hex, "block {number}");
         }
     }
 }

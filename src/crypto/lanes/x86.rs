@@ -5,7 +5,10 @@ use std::arch::x86_64::*;
 
 use super::{BLOCK, Ifma, MAX_LANES, Packet, Radix44, Tags, Vector, Width, run};
 #[cfg(test)]
-use super::{Multiply, Radix26};
+use super::{
+    Multiply, Radix26,
+    tests::{Case, Instance, vectors::parts},
+};
 
 /// Wraps an intrinsic without memory operands.
 macro_rules! operation {
@@ -322,7 +325,7 @@ pub(super) fn supported() -> bool {
 }
 
 macro_rules! instances {
-    ($($features:literal, $vector:ty, $poly:ty: $seal:ident, $open:ident;)*) => {$(
+    ($($features:literal, $vector:ty, $poly:ty: $seal:ident, $open:ident, $parts:ident;)*) => {$(
         #[target_feature(enable = $features)]
         fn $seal(packets: &mut [Packet<'_, '_>], tags: &mut Tags) {
             run::<$vector, $poly, true>(packets, tags);
@@ -332,18 +335,24 @@ macro_rules! instances {
         fn $open(packets: &mut [Packet<'_, '_>], tags: &mut Tags) {
             run::<$vector, $poly, false>(packets, tags);
         }
+
+        #[cfg(test)]
+        #[target_feature(enable = $features)]
+        fn $parts(cases: &mut [Case]) {
+            parts::<$vector, $poly>(cases);
+        }
     )*};
 }
 
 instances! {
-    "avx512f,avx512ifma", Zmm, Radix44<Zmm>: seal_16, open_16;
-    "avx2,avx512f,avx512vl,avx512ifma", Ymm<true>, Radix44<Ymm<true>>: seal_8, open_8;
+    "avx512f,avx512ifma", Zmm, Radix44<Zmm>: seal_16, open_16, parts_16;
+    "avx2,avx512f,avx512vl,avx512ifma", Ymm<true>, Radix44<Ymm<true>>: seal_8, open_8, parts_8;
 }
 
 // Slower than one packet after the other, and so only for tests, above all under valgrind, which knows no AVX-512.
 #[cfg(test)]
 instances! {
-    "avx2", Ymm<false>, Radix26<Ymm<false>>: seal_avx2, open_avx2;
+    "avx2", Ymm<false>, Radix26<Ymm<false>>: seal_avx2, open_avx2, parts_avx2;
 }
 
 /// See [`super::seal`].
@@ -374,29 +383,39 @@ pub(super) fn open(width: Width, packets: &mut [Packet<'_, '_>], tags: &mut Tags
     }
 }
 
-/// What an instance does.
+/// All instances that this processor can run.
 #[cfg(test)]
-pub(super) type Work = fn(&mut [Packet<'_, '_>], &mut Tags);
-
-/// All instances that this processor can run: name, lanes, sealing, opening.
-#[cfg(test)]
-pub(super) fn instances() -> Vec<(&'static str, usize, Work, Work)> {
-    let mut all: Vec<(_, _, Work, Work)> = Vec::new();
+pub(super) fn instances() -> Vec<Instance> {
+    let mut all = Vec::new();
     if is_x86_feature_detected!("avx2") {
-        all.push((
-            "avx2",
-            8,
+        all.push(Instance {
+            name: "avx2",
+            lanes: 8,
             // SAFETY: the processor has AVX2.
-            |packets, tags| unsafe { seal_avx2(packets, tags) },
+            seal: |packets, tags| unsafe { seal_avx2(packets, tags) },
             // SAFETY: as above.
-            |packets, tags| unsafe { open_avx2(packets, tags) },
-        ));
+            open: |packets, tags| unsafe { open_avx2(packets, tags) },
+            // SAFETY: as above.
+            parts: |cases| unsafe { parts_avx2(cases) },
+        });
     }
     if supported() {
-        let eight: (_, _, Work, Work) =
-            ("8 lanes", 8, |p, t| seal(Width::Eight, p, t), |p, t| open(Width::Eight, p, t));
-        all.push(eight);
-        all.push(("16 lanes", 16, |p, t| seal(Width::Sixteen, p, t), |p, t| open(Width::Sixteen, p, t)));
+        all.push(Instance {
+            name: "8 lanes",
+            lanes: 8,
+            seal: |packets, tags| seal(Width::Eight, packets, tags),
+            open: |packets, tags| open(Width::Eight, packets, tags),
+            // SAFETY: the processor has what `supported` asks for.
+            parts: |cases| unsafe { parts_8(cases) },
+        });
+        all.push(Instance {
+            name: "16 lanes",
+            lanes: 16,
+            seal: |packets, tags| seal(Width::Sixteen, packets, tags),
+            open: |packets, tags| open(Width::Sixteen, packets, tags),
+            // SAFETY: as above.
+            parts: |cases| unsafe { parts_16(cases) },
+        });
     }
     all
 }
