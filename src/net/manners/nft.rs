@@ -51,7 +51,8 @@ pub(super) fn table_name(interface: &str) -> String {
 
 /// The whole table as one transaction that replaces one of that name. The tunnel is named by its index: a name could
 /// hold what nft reads as a pattern; protocols by their numbers: not every container has /etc/protocols. What may
-/// change while the gateway runs is in sets: [`contents`], and the listen port, for which [`Tables::listen_on`] fills them.
+/// change while the gateway runs is in sets: [`contents`], and the listen port, for which [`Tables::listen_on`] fills
+/// them.
 pub(super) fn ruleset(rules: &HostRules, tunnel: u32) -> String {
     let table = table_name(rules.interface.as_str());
     let (sets, outer, nat) = (sets(&contents(rules, tunnel)), outer(rules, tunnel), nat(rules, tunnel));
