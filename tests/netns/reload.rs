@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::appliance::{Appliance, client, file, head, host, meet, peer, program, state};
 use crate::dropin::text;
-use crate::lab::{Host, Lab, machine, wait_until};
+use crate::lab::{Host, Lab, PortHolder, machine};
 use crate::peer::{preshared_key, stranger};
 use crate::supervised::{Manager, capabilities_of_the_unit};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, client_prefixes};
@@ -255,13 +255,11 @@ fn what_cannot_be_followed_is_named_and_what_cannot_be_done_is_taken_back() {
     assert!(text(&out.stdout).contains("not reloaded, everything stays as it was"), "{out:?}");
     assert_eq!(all(), before_route);
     host.run("ip route delete 10.2.0.0/16 dev lo");
-    let mut holder = host.line("socat UDP-RECV:7777 STDOUT").stdout(Stdio::null()).spawn().unwrap();
-    wait_until("the port is taken", SOON, || host.run("ss -Hnul sport = :7777").contains("7777"));
+    let holder = PortHolder::on(&host, "DGRAM", "0.0.0.0", 7777);
     file(&host, "wg0.toml", &other.replace("51820", "7777"));
     let out = reload(&host, "");
     assert!(out.status.code() == Some(1) && text(&out.stderr).contains("the listen port"), "{out:?}");
-    holder.kill().unwrap();
-    holder.wait().unwrap();
+    drop(holder);
     assert_eq!(all(), before);
 
     // Another file than the gateway's, a gateway that is not there, what needs a restart.

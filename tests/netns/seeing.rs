@@ -9,12 +9,10 @@ use serde_json::Value;
 use crate::appliance::{self, Appliance};
 use crate::dataplane::preloaded;
 use crate::dropin::{FILTER, perl};
-use crate::lab::{Host, Lab, wait_until};
+use crate::lab::{Host, Lab, PortHolder, wait_until};
 use crate::peer::Implementation;
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Plan};
 use crate::traffic::must_reach;
-
-const SOON: Duration = Duration::from_secs(10);
 
 fn program() -> String {
     env!("CARGO_BIN_EXE_ringway").to_owned()
@@ -296,15 +294,9 @@ fn doctor_knows_the_services_of_a_gateway() {
     let file = appliance::head("wg0", &["100.64.0.1/24", "fd64::1/64"], GATEWAY_PORT)
         + "[services]\ntcp = [8080, 8081]\nudp = [53]\n";
     let gateway = Appliance::start(&host, "wg0", &file);
-    let listen = |what: &str| {
-        let socat = host.line(&format!("socat -u {what} OPEN:/dev/null")).spawn().unwrap();
-        let port = what.split([':', ',']).nth(1).unwrap().to_owned();
-        wait_until("it listens", SOON, || host.run(&format!("ss -Hnltu sport = :{port}")).contains(&port));
-        Ended(socat)
-    };
-    let _all = listen("TCP-LISTEN:8080,fork");
-    let _own = listen("UDP-RECV:53,bind=100.64.0.1");
-    let _unnamed = listen("TCP6-LISTEN:9090,bind=[fd64::1]");
+    let _all = PortHolder::on(&host, "STREAM", "0.0.0.0", 8080);
+    let _own = PortHolder::on(&host, "DGRAM", "100.64.0.1", 53);
+    let _unnamed = PortHolder::on(&host, "STREAM", "fd64::1", 9090);
     let services = || {
         let (_, findings) = examine(&host, "", "");
         let each = findings.into_iter().filter(|finding| finding["probe"] == "services");
@@ -315,7 +307,7 @@ fn doctor_knows_the_services_of_a_gateway() {
     assert!(found[0].contains("[services] names tcp 8081"), "{found:?}");
     assert!(found[1].contains("somebody listens on fd64::1, tcp 9090"), "{found:?}");
     // What it says to do helps; and others' firewalls are asked for these ports as well.
-    let _other = listen("TCP-LISTEN:8081,fork");
+    let _other = PortHolder::on(&host, "STREAM", "::", 8081);
     appliance::file(&host, "wg0.toml", &file.replace("8081]", "8081, 9090]"));
     host.run(&format!("{} reload -i wg0", program()));
     let found = services();
@@ -327,16 +319,6 @@ fn doctor_knows_the_services_of_a_gateway() {
     let found = finding(&findings, "firewall", "9090");
     assert_eq!(found["verdict"], "warn", "{found:#}");
     gateway.end();
-}
-
-/// A process of a test's, ended with it.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A namespace has no kernel, processors and limits of its own: where the program reads of them, files lie that say
