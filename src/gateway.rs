@@ -586,6 +586,7 @@ impl DataPlane for Gateway {
             },
             "io": { "kind": backend::kind(self.io.iter().map(|(_, chosen)| chosen)), "reason": self.no_ring() },
             "offloads": self.offloads.report(),
+            "services": self.host.as_ref().map(hosting::services),
             "mss_clamp": self.offloads.state(Switch::MssClamp),
         })
     }

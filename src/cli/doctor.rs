@@ -12,6 +12,7 @@ use crate::net::name::InterfaceName;
 mod finding;
 mod look;
 mod probes;
+mod services;
 
 use finding::{Finding, Verdict};
 

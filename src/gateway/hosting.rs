@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::Gateway;
 use crate::config;
 use crate::net::manners::foreign::{self, Found, Needs};
@@ -43,6 +45,14 @@ pub(super) fn apply(config: &config::Gateway, listen_port: u16) -> Result<Applie
 pub(super) fn change(config: &config::Gateway, gateway: &mut Gateway) -> Result<(), MannersError> {
     let port = gateway.port();
     gateway.host.as_mut().map_or(Ok(()), |applied| applied.change(host_rules(config, port)))
+}
+
+/// What clients may use on the host itself, for reports.
+pub(super) fn services(applied: &Applied) -> Value {
+    let each = applied.services().iter().map(|Service { transport, first, last }| {
+        json!({ "transport": transport.to_string(), "first": first, "last": last })
+    });
+    each.collect()
 }
 
 fn host_rules(config: &config::Gateway, listen_port: u16) -> HostRules {

@@ -225,6 +225,12 @@ impl Applied {
         self.tables.listen_on(&table, self.rules.listen_port, port)
     }
 
+    /// What clients may use on the host itself, beside ICMP.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.rules.services
+    }
+
     /// Has `rules` in force in the place of those that are, without an interruption for what both allow. Interface,
     /// listen port ([`Self::listen_on`] follows it) and outer addresses stay; what forwards already does so until the
     /// end.

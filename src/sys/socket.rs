@@ -283,8 +283,10 @@ fn understand(
     address: &Address,
     control: &ControlWriter,
 ) -> io::Result<Received> {
+    // Its type depends on the C library.
+    let control_len: usize = message.msg_controllen as _;
     let Control { source, tos, segment } =
-        parse_control(control.bytes.get(..message.msg_controllen).unwrap_or_default());
+        parse_control(control.bytes.get(..control_len).unwrap_or_default());
     let remote = address.read().ok_or(io::ErrorKind::InvalidData)?;
     let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
     Ok(Received { len, remote, source, tos, segment, truncated })

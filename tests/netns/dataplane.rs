@@ -128,8 +128,13 @@ pub(crate) fn a_full_socket_drops_and_reorders_nothing() {
 /// A library that stands between a program and its libc: `sendmsg` with UDP_SEGMENT fails with EIO, as on a device
 /// that cannot checksum (before Linux 6.11; newer kernels do it in software, so no device here refuses).
 fn refuses_segments() -> String {
-    let library = target().join("tmp/refuses_segments.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/netns/refuses_segments.c");
+    preloaded("refuses_segments")
+}
+
+/// A library of ours for LD_PRELOAD, from its name.
+pub(crate) fn preloaded(name: &str) -> String {
+    let library = target().join(format!("tmp/{name}.so"));
+    let source = format!("{}/tests/netns/{name}.c", env!("CARGO_MANIFEST_DIR"));
     let status =
         Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
     assert!(status.expect("a C compiler, which the build needs anyway").success());

@@ -172,6 +172,33 @@ impl Drop for Host {
     }
 }
 
+/// Somebody who has a port of a host, until dropped.
+pub(crate) struct PortHolder(Child);
+
+impl PortHolder {
+    /// `kind` is `STREAM` (TCP, listening) or `DGRAM` (UDP).
+    pub(crate) fn on(host: &Host, kind: &str, address: &str, port: u16) -> Self {
+        let script = "$| = 1; my ($kind, $host, $port) = @ARGV; \
+            my $socket = IO::Socket::IP->new(LocalHost => $host, LocalPort => $port, \
+            $kind eq 'STREAM' ? (Type => SOCK_STREAM, Listen => 5) : (Type => SOCK_DGRAM)) or die $@; \
+            print \"held\\n\"; sleep";
+        let mut perl = host.command("perl");
+        perl.args(["-MSocket", "-MIO::Socket::IP", "-e", script, kind, address, &port.to_string()]);
+        let mut child = perl.stdout(Stdio::piped()).spawn().expect("perl");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n", "{kind} {address} {port}");
+        Self(child)
+    }
+}
+
+impl Drop for PortHolder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A command that dies with the thread that started it, so that a killed test leaves no process behind.
 pub(crate) fn command(program: &str) -> Command {
     let mut cmd = Command::new("setpriv");

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::appliance::{Appliance, client, file, head, host, meet, peer, program, state};
 use crate::dropin::text;
-use crate::lab::{Host, Lab, machine, wait_until};
+use crate::lab::{Host, Lab, PortHolder, machine};
 use crate::peer::{preshared_key, stranger};
 use crate::supervised::{Manager, capabilities_of_the_unit};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, client_prefixes};
@@ -97,7 +97,8 @@ pub(crate) fn others_come_and_go_and_a_client_loses_no_packet() {
     let Some(lab) = Lab::with_traffic() else { return };
     let host = host(&lab, "gateway");
     let client = client(&lab, &host, 0);
-    let own = peer("client", &client.public, &client_prefixes(0));
+    // The client is not where the file says: it has roamed there, and is not sent back.
+    let own = peer("client", &client.public, &client_prefixes(0)) + "endpoint = \"198.18.0.77:7\"\n";
     let others: Vec<_> = (0..60).map(|_| stranger()).collect();
     let psk = key_file(&host, "psk", &preshared_key());
     let crowd = |from: usize, net: u8, more: &str| {
@@ -145,6 +146,12 @@ pub(crate) fn others_come_and_go_and_a_client_loses_no_packet() {
     let report = running.finish();
     assert!(report.packets > 4000 && report.lost == 0 && report.out_of_order == 0, "{report:?}");
     assert_eq!(session(), before, "no handshake was needed");
+    let roamed = || host.run("wg show wg0 endpoints").contains(&format!("{}\t198.18.0.2:", client.public));
+    assert!(roamed());
+    let answer = reloaded(&host, &(top() + &own.replace("\"client\"", "\"laptop\"") + "keepalive = 600\n"));
+    let laptop = answer["peers"].as_array().unwrap().iter().find(|peer| peer["name"] == "laptop").unwrap();
+    assert_eq!(laptop["keys"], serde_json::json!(["name", "keepalive"]));
+    assert!(roamed());
     gateway.end();
 }
 
@@ -248,13 +255,11 @@ fn what_cannot_be_followed_is_named_and_what_cannot_be_done_is_taken_back() {
     assert!(text(&out.stdout).contains("not reloaded, everything stays as it was"), "{out:?}");
     assert_eq!(all(), before_route);
     host.run("ip route delete 10.2.0.0/16 dev lo");
-    let mut holder = host.line("socat UDP-RECV:7777 STDOUT").stdout(Stdio::null()).spawn().unwrap();
-    wait_until("the port is taken", SOON, || host.run("ss -Hnul sport = 7777").contains("7777"));
+    let holder = PortHolder::on(&host, "DGRAM", "0.0.0.0", 7777);
     file(&host, "wg0.toml", &other.replace("51820", "7777"));
     let out = reload(&host, "");
     assert!(out.status.code() == Some(1) && text(&out.stderr).contains("the listen port"), "{out:?}");
-    holder.kill().unwrap();
-    holder.wait().unwrap();
+    drop(holder);
     assert_eq!(all(), before);
 
     // Another file than the gateway's, a gateway that is not there, what needs a restart.

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::appliance::{self, Appliance};
+use crate::dataplane::preloaded;
 use crate::dropin::{FILTER, perl};
-use crate::lab::{Host, Lab, wait_until};
+use crate::lab::{Host, Lab, PortHolder, wait_until};
 use crate::peer::Implementation;
-use crate::topology::{GATEWAY_V4, Plan};
+use crate::topology::{GATEWAY_PORT, GATEWAY_V4, Plan};
 use crate::traffic::must_reach;
 
 fn program() -> String {
@@ -266,6 +268,57 @@ fn doctor_finds_a_router_that_is_not_listened_to() {
     wait_until("the route is back", Duration::from_secs(10), || advertise("0") && has_route());
     let (_, findings) = examine(&host, "", "");
     assert_eq!(finding(&findings, "accept_ra", "accept_ra is 2")["verdict"], "ok");
+}
+
+/// No namespace has a real time of its own: the program is told another one.
+#[test]
+fn doctor_finds_a_clock_that_is_wrong() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("alone");
+    let library = preloaded("another_time");
+    for (variable, verdict, says) in [
+        ("NONE", "ok", "sane and synchronised"),
+        ("UNKEPT", "warn", "nobody keeps it synchronised"),
+        ("LONG_AGO", "fail", "a time before 2025"),
+    ] {
+        let (_, findings) = examine(&host, &format!("env LD_PRELOAD={library} {variable}=1"), "");
+        let found = finding(&findings, "clock", says);
+        assert_eq!(found["verdict"], verdict, "{found:#}");
+    }
+}
+
+#[test]
+fn doctor_knows_the_services_of_a_gateway() {
+    let Some(lab) = Lab::new() else { return };
+    let host = appliance::host(&lab, "gateway");
+    let file = appliance::head("wg0", &["100.64.0.1/24", "fd64::1/64"], GATEWAY_PORT)
+        + "[services]\ntcp = [8080, 8081]\nudp = [53]\n";
+    let gateway = Appliance::start(&host, "wg0", &file);
+    let _all = PortHolder::on(&host, "STREAM", "0.0.0.0", 8080);
+    let _own = PortHolder::on(&host, "DGRAM", "100.64.0.1", 53);
+    let _unnamed = PortHolder::on(&host, "STREAM", "fd64::1", 9090);
+    let services = || {
+        let (_, findings) = examine(&host, "", "");
+        let each = findings.into_iter().filter(|finding| finding["probe"] == "services");
+        each.map(|finding| finding["found"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let found = services();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("[services] names tcp 8081"), "{found:?}");
+    assert!(found[1].contains("somebody listens on fd64::1, tcp 9090"), "{found:?}");
+    // What it says to do helps; and others' firewalls are asked for these ports as well.
+    let _other = PortHolder::on(&host, "STREAM", "::", 8081);
+    appliance::file(&host, "wg0.toml", &file.replace("8081]", "8081, 9090]"));
+    host.run(&format!("{} reload -i wg0", program()));
+    let found = services();
+    assert!(found.len() == 1 && found[0].contains("of 4 services each"), "{found:?}");
+    host.run("nft add table inet other");
+    host.run("nft add chain inet other in { type filter hook input priority 0 ; }");
+    host.run("nft add rule inet other in tcp dport 9090 drop");
+    let (_, findings) = examine(&host, "", "");
+    let found = finding(&findings, "firewall", "9090");
+    assert_eq!(found["verdict"], "warn", "{found:#}");
+    gateway.end();
 }
 
 /// A namespace has no kernel, processors and limits of its own: where the program reads of them, files lie that say

@@ -12,15 +12,16 @@ use caps::{CapSet, Capability};
 
 use super::finding::Finding;
 use super::probes;
+use super::services::{self, Listener};
 use crate::cli::report::{self, Report};
 use crate::control::socket::DIRECTORY;
 use crate::dataplane::io::ring::Ring;
 use crate::dataplane::steering::{Steering, SteeringError};
 use crate::dataplane::tun::{self, TunError, TunOffloads};
-use crate::net::manners::advertised;
 use crate::net::manners::foreign::{self, Needs};
+use crate::net::manners::{Transport, advertised};
 use crate::net::name::InterfaceName;
-use crate::sys::{clock, host, netns, tun as sys_tun};
+use crate::sys::{clock, host, interface, netns, tun as sys_tun};
 use crate::types::Mark;
 
 /// A trial device, of the first free number.
@@ -51,9 +52,19 @@ pub(super) fn everything(wanted: &[InterfaceName], port: u16) -> Vec<Finding> {
     for device in named(wanted, reports) {
         let report = reports.iter().find(|report| report.name.as_str() == device);
         let listen_port = report.map(|report| report.show.listen_port).filter(|port| *port != 0);
-        let needs = Needs { interface: &device, forward: true, listen_port, services: &[] };
+        let services = report.and_then(|report| services::of_report(&report.json["dataplane"]));
+        let needs = Needs {
+            interface: &device,
+            forward: true,
+            listen_port,
+            services: services.as_deref().unwrap_or_default(),
+        };
         let found = foreign::look(&needs).map_err(|error| error.to_string());
         findings.extend(probes::firewall(&device, found));
+        if let Some(services) = services {
+            let own = interface::addresses(&device).unwrap_or_default();
+            findings.extend(services::findings(&device, &services, &listeners(), &own));
+        }
     }
     findings.extend(reports.iter().flat_map(path_findings));
     let synchronised = host::clock_is_synchronised().map_err(|error| error.to_string());
@@ -179,6 +190,16 @@ fn accept_ra(interface: &str) -> Option<Finding> {
     let conf = Path::new("/proc/sys/net/ipv6/conf").join(interface);
     let forwards = number::<u8>(conf.join("forwarding"))? > 0;
     Some(probes::accept_ra(interface, forwards, number(conf.join("accept_ra"))?))
+}
+
+/// Who listens in this network namespace.
+fn listeners() -> BTreeSet<Listener> {
+    let tables = [(Transport::Tcp, ["tcp", "tcp6"]), (Transport::Udp, ["udp", "udp6"])];
+    let each = tables.into_iter().flat_map(|(transport, names)| names.map(|name| (transport, name)));
+    each.flat_map(|(transport, name)| {
+        services::listeners(transport, &read(Path::new("/proc/net").join(name)))
+    })
+    .collect()
 }
 
 /// The narrowest way from a device to its peers, one finding per outer family.

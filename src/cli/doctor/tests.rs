@@ -9,6 +9,7 @@ use crate::dataplane::io::ring::RingError;
 use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
 use crate::net::manners::foreign::Found;
+use crate::net::manners::{Service, Transport};
 
 fn io(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
@@ -39,6 +40,38 @@ fn kernels() {
     }
     assert!(probes::kernel("6.1.0-28-amd64").found.contains("no UDP offload on TUN"));
     assert!(probes::kernel("6.2.0").found.contains("no multishot reads"));
+}
+
+#[test]
+fn services_and_who_listens() {
+    use services::{Listener, findings, listeners, of_report};
+    let tcp = "  sl  local_address rem_address   st tx_queue\n   0: 00000000:0050 00000000:0000 0A 0\n   \
+               1: 01004064:1F90 00000000:0000 0A 0\n   2: 0100007F:0019 00000000:0000 0A 0\n   \
+               3: 01004064:0051 02004064:9999 01 0\nrubbish\n   4: 0100:0050 00000000:0000 0A 0\n";
+    let udp6 = "   0: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07 0\n";
+    let all: std::collections::BTreeSet<Listener> =
+        listeners(Transport::Tcp, tcp).into_iter().chain(listeners(Transport::Udp, udp6)).collect();
+    assert_eq!(all.len(), 4, "{all:?}");
+    let own = ["100.64.0.1".parse().unwrap(), "fd64::1".parse().unwrap()];
+    let service = |transport, port| Service { transport, first: port, last: port };
+    let verdicts = |services: &[Service]| {
+        let found = findings("wg0", services, &all, &own);
+        found.iter().map(|one| (verdict(one), one.found.clone())).collect::<Vec<_>>()
+    };
+    let good = [service(Transport::Tcp, 80), service(Transport::Tcp, 8080), service(Transport::Udp, 53)];
+    assert!(matches!(&verdicts(&good)[..], [(Verdict::Ok, found)] if found.contains("of 3 services")));
+    // Of another protocol, or for the host itself only: nobody.
+    for (wrong, says) in [(service(Transport::Tcp, 53), "tcp 53"), (service(Transport::Tcp, 25), "tcp 25")] {
+        let found = verdicts(&[good[1], wrong]);
+        assert!(matches!(&found[..], [(Verdict::Warn, found)] if found.contains(says)), "{found:?}");
+    }
+    let found = verdicts(&[]);
+    let says = "somebody listens on 100.64.0.1, tcp 8080";
+    assert!(matches!(&found[..], [(Verdict::Warn, found)] if found.contains(says)), "{found:?}");
+
+    let told = serde_json::json!({ "services": [{ "transport": "udp", "first": 7, "last": 9 }] });
+    assert_eq!(of_report(&told), Some(vec![Service { transport: Transport::Udp, first: 7, last: 9 }]));
+    assert_eq!(of_report(&serde_json::json!({ "services": null })), None);
 }
 
 #[test]
