@@ -6,7 +6,7 @@ use crate::errands::{GARBAGE, MANGLED, run_on, send};
 use crate::lab::{Lab, wait_until};
 use crate::peer::Implementation;
 use crate::topology::{CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, Outer, Plan, Site, connect, gateway_endpoint};
-use crate::traffic::{Capture, Flow, Way, must_reach, ping, udp_payloads};
+use crate::traffic::{Capture, Flow, Way, must_reach, ping, receive_overflows, udp_payloads};
 
 /// A gateway, one honest client, and the address on which an attacker's host (`e1` there) finds the gateway.
 fn besieged(lab: &Lab) -> (Site, std::sync::Arc<crate::lab::Host>, String) {
@@ -104,7 +104,13 @@ pub(crate) fn replayed_datagrams_are_refused() {
     assert!(replayer.try_wait().unwrap().is_none(), "the flood ended too early");
     replayer.kill().unwrap();
     replayer.wait().unwrap();
-    assert!(report.packets > 500 && report.lost * 20 < report.packets, "{report:?}");
+    // While others have the worker's core the socket's buffer runs full, and the owner's datagrams are lost with the
+    // flood's, in about the same share; beside that hardly one.
+    let overflows = receive_overflows(&site.gateway.host) as f64;
+    let refused = site.gateway.drops(&["replayed"]).unwrap_or(0) as f64;
+    let full = overflows / (overflows + refused).max(1.0);
+    let lost = report.lost as f64 / report.packets as f64;
+    assert!(report.packets > 500 && lost < 0.05 + 2.0 * full, "{report:?}, the buffer was full for {full}");
     assert_eq!(report.out_of_order, 0, "{report:?}");
     assert_eq!(site.gateway.show("endpoints", &client.public), endpoint, "nobody roams on a replay");
     assert!(site.gateway.exit_status().is_none());
