@@ -196,7 +196,7 @@ pub fn seal_run(key: &Key, first_counter: u64, buffer: &mut [u8], spans: &[Span]
         let (now, later) = rest.split_at(count);
         let sealed = match width {
             Some(width) => seal_side_by_side(width, key, counter, &mut pieces, now),
-            // Without the arrays: an idle round trip would wait for them to come from memory.
+            // A packet that is alone needs no arrays.
             None => (0..).zip(now).try_for_each(|(n, span)| {
                 let (text, place) = take(&mut pieces, span)?;
                 let tag = seal_alone(&key.cipher, counter.wrapping_add(n), text)?;
