@@ -1,7 +1,7 @@
 //! The file read again while the gateway runs: SIGHUP, or `ringway reload` over the UAPI socket.
 //!
 //! 1. the file, whole and checked, as at the start; a mistake ends it here
-//! 2. [`Difference`]: what a running gateway can follow, by peer and by key, and what it cannot
+//! 2. the difference: what a running gateway can follow, by peer and by key, and what it cannot
 //! 3. link, rules and routes, which may be refused; then sockets and peers through the same model as the UAPI's: all of
 //!    it, or it is taken back
 //! 4. what cannot be refused: routes that go, switches, the log's level
