@@ -245,10 +245,14 @@ impl Peer {
     /// (Keepalive-Timeout + Rekey-Timeout) after it sent the first packet in vain; sooner if this side sends something
     /// first.
     pub(crate) fn renew(&self) {
-        // In two requests: of two keys in one, Ringway would see that nothing has changed.
-        for key in [&hexadecimal(machine("wg genkey").trim()), &self.private] {
+        let [other, own] = [&hexadecimal(machine("wg genkey").trim()), &self.private]
+            .map(|key| format!("private_key={key}\n"));
+        // Of two keys in one request Ringway sees that nothing has changed. Others notice, and so nothing is sent with
+        // the wrong one.
+        let requests = if self.implementation.is_ringway() { vec![other, own] } else { vec![other + &own] };
+        for request in requests {
             let mut stream = UnixStream::connect(self.socket()).expect("the configuration socket");
-            stream.write_all(format!("set=1\nprivate_key={key}\n\n").as_bytes()).unwrap();
+            stream.write_all(format!("set=1\n{request}\n").as_bytes()).unwrap();
             let mut answer = String::new();
             BufReader::new(stream).read_line(&mut answer).unwrap();
             assert_eq!(answer, "errno=0\n");
