@@ -1,5 +1,6 @@
 # Namespaces for the scripts beside this file (sourced): ringway-<pid>-<role>, each with a mount namespace in which
 # /var/run is empty, so that every host may have its own wg0. What was made is removed at exit, however that comes.
+# shellcheck shell=bash disable=SC2034 # variables that are shared between these files
 
 lab_holders=()  # pids, one per namespace, that keep it and its mounts alive
 lab_children=() # pids of everything else that was started
@@ -8,6 +9,11 @@ declare -A lab_holder=()
 
 # Inherited by whatever a script starts, so that what is left of it can be told from everybody else's.
 export RINGWAY_LAB=$$
+
+# Where builds are, and the Ringway that runs: a release build, or one named by RINGWAY=PATH.
+target_dir=${CARGO_TARGET_DIR:-target}
+case $target_dir in /*) ;; *) target_dir=$PWD/$target_dir ;; esac
+ringway=${RINGWAY:-$target_dir/release/ringway}
 
 # Ends the script with a reason. 77 says: not permitted here.
 lab_refuse() {
@@ -117,6 +123,15 @@ lab_daemon() { # ROLE LOG COMMAND... INTERFACE
     done
 }
 
+# Waits until a program that was started has made its interface and, with `up`, has set it up.
+lab_interface() { # ROLE INTERFACE [up]
+    local tries=0
+    until lab_in "$1" ip -o link show dev "$2" ${3:+"$3"} 2>/dev/null | grep -q .; do
+        [ $((tries += 1)) -le 100 ] || { echo "There is no $2 on $1" >&2; return 1; }
+        sleep 0.05
+    done
+}
+
 # Starts an iperf3 server for one test on a host and waits until it listens: one that serves a second test may still be
 # busy with the first.
 lab_iperf3_server() { # ROLE LOG COMMAND... (iperf3, or a prefix and iperf3)
@@ -139,6 +154,17 @@ lab_key() { # ROLE INTERFACE PORT: sets a fresh private key and prints the publi
     private=$(wg genkey)
     lab_in "$1" wg set "$2" listen-port "$3" private-key /dev/stdin <<<"$private"
     wg pubkey <<<"$private"
+}
+
+# Milliseconds of processor time that a process has used, or one of its threads. Fields 14 and 15 of stat, after the name
+# in brackets.
+lab_used() { # PID[/task/TID]
+    sed 's/^.*) //' "/proc/$1/stat" | awk -v ticks="$(getconf CLK_TCK)" '{ printf "%d\n", ($12 + $13) * 1000 / ticks }'
+}
+
+# Resident KiB of a process.
+lab_resident() { # PID
+    awk '/^VmRSS/ { print $2 }' "/proc/$1/status"
 }
 
 # Ends every process and namespace of this lab; it may be made again afterwards.

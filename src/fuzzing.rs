@@ -7,12 +7,14 @@
 use std::net::IpAddr;
 
 mod control;
+mod enrolment;
 mod packets;
 mod protocol;
 
 pub use control::{interface_name, uapi_set};
+pub use enrolment::enrolment;
 pub use packets::{coalesce, inner_packet, received, split};
-pub use protocol::{datagram, frame, handshake};
+pub use protocol::{datagram, frame, handshake, invite, leasing};
 
 use crate::crypto::aead::{self, Key, Pieces, RUN, Sealed, Span, TAG_LEN};
 use crate::dataplane::allowed_ips::AllowedIps;
@@ -28,10 +30,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("allowed_ips", allowed_ips),
     ("coalesce", coalesce),
     ("datagram", datagram),
+    ("enrolment", enrolment),
     ("frame", frame),
     ("handshake", handshake),
     ("inner_packet", inner_packet),
     ("interface_name", interface_name),
+    ("invite", invite),
+    ("leasing", leasing),
     ("received", received),
     ("split", split),
     ("uapi_set", uapi_set),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::supervisor::Pulse;
 use crate::config;
@@ -24,14 +24,15 @@ use crate::crypto::random::SystemRng;
 use crate::dataplane::Sockets;
 use crate::dataplane::allowed_ips::AllowedIps;
 use crate::dataplane::handoff::{
-    Bell, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport, worker_channels,
+    AskedLink, Bell, PeerReport, RequestLink, ToControl, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
+    worker_channels,
 };
 use crate::dataplane::handshake::{self, HandshakeLink, HandshakeThread, ToHandshake};
 use crate::dataplane::inbound::Inbound;
 use crate::dataplane::io::busy_poll::BUSY_POLL;
 use crate::dataplane::io::{Fds, Io};
 use crate::dataplane::offload::coalesce::Config;
-use crate::dataplane::offload::switches::Switch;
+use crate::dataplane::offload::switches::{States, Switch};
 use crate::dataplane::outbound::Outbound;
 use crate::dataplane::peers::Peers;
 use crate::dataplane::probe;
@@ -50,15 +51,20 @@ use crate::noise::timers::Limits;
 use crate::sys::eventfd::EventFd;
 use crate::sys::privileges::{self, Account};
 use crate::sys::{clock, thread, tun};
-use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Time, WorkerId};
+use crate::types::{Mark, Offload, PeerId, Prefix, Secret, Suite, Time, WorkerId};
+use crate::wire::frame::{self, Code};
 
+pub mod admin;
 pub mod appliance;
 pub mod backend;
+mod changes;
+pub mod client;
 pub mod dropin;
 mod exporter;
 pub mod failure;
 mod home;
 mod hosting;
+mod leasing;
 mod offloads;
 pub mod reload;
 mod serving;
@@ -86,6 +92,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub struct Gateway {
     workers: Vec<WorkerLink>,
     handshake: HandshakeLink,
+    /// What workers tell, until somebody takes it over.
+    asked: Option<mpsc::Receiver<ToControl>>,
     threads: Vec<JoinHandle<()>>,
     steering: Result<Steering, String>,
     /// What each worker waits with.
@@ -147,6 +155,12 @@ struct Boards {
     handshake: Arc<Board>,
 }
 
+impl Boards {
+    fn new(workers: usize) -> Self {
+        Self { workers: (0..workers).map(|_| Arc::default()).collect(), handshake: Arc::default() }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -189,6 +203,10 @@ fn choose_aead(choice: config::Aead) {
             "the AVX-512 kernel and ring do not agree about ChaCha20-Poly1305: packets are sealed one by one. Suspect \
              the processor (another host?), and report this"
         ),
+        Implementation::Nothing => tracing::error!(
+            "THIS BUILD ENCRYPTS NOTHING: what goes through the tunnel can be read and forged by anybody on its way. \
+             It is for measurements only"
+        ),
         implementation => tracing::info!(%implementation, "ChaCha20-Poly1305"),
     }
 }
@@ -227,20 +245,12 @@ impl Gateway {
 
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
-        let mut links = Vec::with_capacity(count);
-        let mut inboxes = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (link, inbox) = worker_channels(Bell::new(EventFd::new().context("making an eventfd")?));
-            links.push(link);
-            inboxes.push(inbox);
-        }
+        let (asked_link, asked) = AskedLink::new();
+        let (links, inboxes) = worker_links(count).context("making an eventfd")?;
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
         let queues: Vec<_> = device.queues.drain(..).map(Arc::new).collect();
-        let boards = settings.metrics.then(|| Boards {
-            workers: (0..count).map(|_| Arc::default()).collect(),
-            handshake: Arc::default(),
-        });
+        let boards = settings.metrics.then(|| Boards::new(count));
         let (started_tx, started) = bounded(count + 1);
         let mut threads = Vec::with_capacity(count + 1);
         let cores = worker_cores(settings.cores, count);
@@ -251,6 +261,7 @@ impl Gateway {
                     id: WorkerId(i as u16),
                     workers: links.clone(),
                     requests: requests.clone(),
+                    asked: asked_link.clone(),
                     index_key,
                     limits: settings.limits,
                     policy,
@@ -283,6 +294,7 @@ impl Gateway {
             workers: links.clone(),
             requests: request_queue,
             control: handshake_control,
+            asked: asked_link,
             bell: handshake_bell,
             rng,
             board: boards.as_ref().map(|boards| Arc::clone(&boards.handshake)),
@@ -291,6 +303,7 @@ impl Gateway {
         let mut gateway = Self {
             workers: links,
             handshake,
+            asked: Some(asked),
             threads,
             steering,
             io: Vec::new(),
@@ -342,13 +355,13 @@ impl Gateway {
         self.port
     }
 
-    /// The device's link, wherever it has been moved.
+    /// Where the device is.
     ///
     /// # Errors
     /// EBADFD if the device is gone.
-    pub fn link(&self) -> io::Result<tun::Link> {
+    pub fn place(&self) -> io::Result<tun::Place> {
         let queue = self.queues.first().ok_or(io::ErrorKind::NotFound)?;
-        tun::link(queue)
+        tun::place(queue)
     }
 
     /// The device's MTU changed, bytes.
@@ -366,6 +379,28 @@ impl Gateway {
         if let Some(Err(error)) = self.host.as_mut().map(Applied::follow_routes) {
             tracing::warn!(%error, "an interface that clients may leave by does not forward");
         }
+    }
+
+    /// What clients ask for in control frames, and what becomes of sessions: for one who answers.
+    pub fn take_asked(&mut self) -> Option<mpsc::Receiver<ToControl>> {
+        self.asked.take()
+    }
+
+    /// Which switches are on, and why the others are not.
+    #[must_use]
+    pub fn switches(&self) -> States {
+        self.offloads.switches().now()
+    }
+
+    /// What each worker waits with, and why not with io_uring if it should.
+    pub fn waiting(&self) -> impl Iterator<Item = (WorkerId, &Chosen)> {
+        self.io.iter().map(|(worker, chosen)| (*worker, chosen))
+    }
+
+    /// Tells every client that speaks in control frames that the gateway stops.
+    pub fn farewell(&self) {
+        let frame: Arc<[u8]> = frame::problem(0, Code::TunnelDown).as_slice().into();
+        self.tell_all(|| ToWorker::Farewell(Arc::clone(&frame)));
     }
 
     /// Ends all threads and waits for them: ring, device and port are free when this returns.
@@ -436,6 +471,18 @@ impl Gateway {
     }
 }
 
+/// A worker's words with the wall clock's times.
+fn stats(now: Time, wall: Duration) -> impl Fn(PeerReport) -> PeerStats {
+    move |peer| PeerStats {
+        peer: peer.peer,
+        endpoint: peer.endpoint,
+        last_handshake: peer.last_handshake.map(|at| wall.saturating_sub(now.since(at))),
+        rx_bytes: peer.rx_bytes,
+        tx_bytes: peer.tx_bytes,
+        suite: peer.suite,
+    }
+}
+
 impl DataPlane for Gateway {
     fn workers(&self) -> u16 {
         // Checked at start.
@@ -487,9 +534,14 @@ impl DataPlane for Gateway {
 
     fn add_peer(&mut self, peer: NewPeer<'_>) {
         let (reply, answer) = bounded(1);
-        let NewPeer { id, worker, public_key, preshared_key } = peer;
-        self.tell(worker, ToWorker::AddPeer(id));
-        self.handshake.send(ToHandshake::AddPeer(id, worker, public_key, preshared_key.cloned(), reply));
+        let NewPeer { id, worker, public_key, preshared_key, temporary } = peer;
+        if temporary {
+            self.tell(worker, ToWorker::AddTemporary(id));
+            self.handshake.send(ToHandshake::AddTemporary(id, worker, public_key, reply));
+        } else {
+            self.tell(worker, ToWorker::AddPeer(id));
+            self.handshake.send(ToHandshake::AddPeer(id, worker, public_key, preshared_key.cloned(), reply));
+        }
         let _ = answer.recv_timeout(ANSWER);
     }
 
@@ -545,21 +597,20 @@ impl DataPlane for Gateway {
         }
     }
 
+    fn send_frame(&mut self, worker: WorkerId, peer: PeerId, suite: Suite, frame: &[u8]) -> bool {
+        let link = self.workers.get(worker.index());
+        link.is_some_and(|link| link.try_control(ToWorker::Frame(peer, suite, frame.into())))
+    }
+
+    fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats> {
+        let (reply, answer) = bounded(1);
+        self.tell(worker, ToWorker::ReportPeer(peer, reply));
+        Some(stats(clock::boottime(), clock::realtime())(answer.recv_timeout(ANSWER).ok()?))
+    }
+
     fn snapshot(&mut self) -> Vec<PeerStats> {
-        let (now, wall) = (clock::boottime(), clock::realtime());
-        let at = |time: Time| wall.saturating_sub(now.since(time));
-        self.reports()
-            .into_iter()
-            .flat_map(|report| report.peers)
-            .map(|peer| PeerStats {
-                peer: peer.peer,
-                endpoint: peer.endpoint,
-                last_handshake: peer.last_handshake.map(at),
-                rx_bytes: peer.rx_bytes,
-                tx_bytes: peer.tx_bytes,
-                suite: peer.suite,
-            })
-            .collect()
+        let stats = stats(clock::boottime(), clock::realtime());
+        self.reports().into_iter().flat_map(|report| report.peers).map(stats).collect()
     }
 
     fn report(&mut self) -> serde_json::Value {
@@ -629,6 +680,11 @@ fn start_steering(device: &TunDevice, workers: u16) -> Result<Steering, String> 
     let queue = device.queues.first().ok_or("no queue")?;
     steering.attach(queue).map_err(|error| error.to_string())?;
     Ok(steering)
+}
+
+/// The channels of so many workers, each with its bell.
+fn worker_links(count: usize) -> io::Result<(Vec<WorkerLink>, Vec<WorkerInbox>)> {
+    (0..count).map(|_| Ok(worker_channels(Bell::new(EventFd::new()?)))).collect()
 }
 
 /// The core of each worker; empty if none is pinned.

@@ -21,22 +21,29 @@
 //! | [`noise`] | `crypto wire types`: no socket, no clock |
 //! | [`dataplane::io`] | `sys types`: no WireGuard |
 //! | [`dataplane`] | `noise crypto wire metrics sys types` |
-//! | [`net`] | `sys types` |
-//! | [`config`] | `dataplane::io net sys types` |
-//! | [`control`] | `dataplane noise net metrics sys types` |
+//! | [`net`], [`store`] | `sys types` |
+//! | [`lease`] | `types`: no I/O, no clock |
+//! | [`config`] | `dataplane::io net lease wire sys types` |
+//! | [`control`] | `dataplane noise net store lease metrics wire sys types` |
+//! | [`client`] | `noise net config crypto wire sys types`: no clock |
+//! | [`bench`](mod@bench) | `dataplane noise crypto wire sys types` |
 //! | [`gateway`], [`cli`], [`fuzzing`] | what is above |
 
+pub mod bench;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod dataplane;
 pub mod fuzzing;
 pub mod gateway;
+pub mod lease;
 pub mod metrics;
 mod mutation;
 pub mod net;
 pub mod noise;
+pub mod store;
 pub mod sys;
 pub mod types;
 pub mod wire;

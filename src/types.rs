@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -80,6 +81,27 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// Longest name of a domain, bytes (RFC 1035 section 2.3.4).
+pub const MAX_DOMAIN: usize = 253;
+/// Longest part of it, and of a host's name, bytes.
+pub const MAX_LABEL: usize = 63;
+
+/// True for a host's name: letters, digits and hyphens, the latter not at an end (RFC 1123 section 2.1).
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=MAX_LABEL).contains(&bytes.len())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// True for a domain's name: such names between dots.
+#[must_use]
+pub fn is_domain(text: &str) -> bool {
+    text.len() <= MAX_DOMAIN && text.split('.').all(is_label)
 }
 
 /// A peer of this process: a slot, and the generation that tells it from an earlier peer in the same slot.
@@ -183,6 +205,12 @@ impl Prefix {
         Some(Self { addr, len })
     }
 
+    /// This address alone: a /32 or a /128.
+    #[must_use]
+    pub fn host(addr: IpAddr) -> Self {
+        Self { addr, len: if addr.is_ipv4() { 32 } else { 128 } }
+    }
+
     /// The address with its host bits cleared.
     #[must_use]
     pub fn addr(&self) -> IpAddr {
@@ -199,7 +227,7 @@ impl Prefix {
     /// True for a /32 or a /128.
     #[must_use]
     pub fn is_host(&self) -> bool {
-        self.len == if self.addr.is_ipv4() { 32 } else { 128 }
+        *self == Self::host(self.addr)
     }
 
     /// True if `addr` is of the same family and lies inside.
@@ -267,7 +295,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let (addr, len) = text.split_once('/').map_or((text, None), |(addr, len)| (addr, Some(len)));
         let addr: IpAddr = addr.parse().map_err(|_| AddressError::Address)?;
-        let most = if addr.is_ipv4() { 32 } else { 128 };
+        let most = Prefix::host(addr).len;
         let len = match len {
             None => most,
             // `FromStr` of a number alone would take a plus sign.
@@ -308,26 +336,39 @@ pub enum AddressError {
 
 /// A reading of `CLOCK_BOOTTIME`, in nanoseconds. Taken once per turn of a loop and handed in: nothing below
 /// the loops reads a clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time(u64);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+// One more than the nanoseconds: a peer has a dozen of `Option<Time>`, which then cost no more than a `Time`.
+pub struct Time(NonZeroU64);
+
+impl Default for Time {
+    fn default() -> Self {
+        Self::from_nanos(0)
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Time").field(&self.as_nanos()).finish()
+    }
+}
 
 impl Time {
-    /// From nanoseconds since boot.
+    /// From nanoseconds since boot; the last of 2^64 counts as the one before it.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
-        Self(nanos)
+        Self(NonZeroU64::MIN.saturating_add(nanos))
     }
 
     /// Nanoseconds since boot.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Time since `earlier`; zero if `earlier` is later (a clock never makes us panic).
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 }
 
@@ -335,6 +376,27 @@ impl std::ops::Add<Duration> for Time {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// A moment of the wall clock, in seconds since 1970-01-01 UTC, to 2106: what leases end at and what is stored, which
+/// must mean the same after a restart of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(pub u32);
+
+impl std::ops::Add<u32> for Moment {
+    type Output = Self;
+    /// So many seconds later, or the last moment there is.
+    fn add(self, seconds: u32) -> Self {
+        Self(self.0.saturating_add(seconds))
+    }
+}
+
+impl std::ops::Sub<u32> for Moment {
+    type Output = Self;
+    /// So many seconds earlier, or the first moment there is.
+    fn sub(self, seconds: u32) -> Self {
+        Self(self.0.saturating_sub(seconds))
     }
 }
 
@@ -362,5 +424,24 @@ impl Endpoint {
     #[must_use]
     pub const fn new(remote: SocketAddr) -> Self {
         Self { remote, source: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_may_be_none_is_no_larger() {
+        assert_eq!(size_of::<Option<Time>>(), 8);
+        for nanos in [0, 1, 1 << 40, u64::MAX - 1] {
+            assert_eq!(Time::from_nanos(nanos).as_nanos(), nanos);
+        }
+        assert_eq!(Time::default(), Time::from_nanos(0));
+        let last = Time::from_nanos(u64::MAX);
+        assert_eq!((last.as_nanos(), last + Duration::from_secs(1)), (u64::MAX - 1, last), "nothing wraps");
+        let second = Duration::from_secs(1);
+        assert_eq!((Time::default() + second).since(Time::default()), second);
+        assert_eq!(Time::default().since(last), Duration::ZERO);
     }
 }

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::logging;
 use crate::config::{self, Io, LogFormat};
+use crate::crypto::aead::ENCRYPTS;
 use crate::gateway::appliance::{self, Options};
 use crate::gateway::reload::Source;
 
@@ -38,6 +39,10 @@ pub struct GatewayArgs {
 /// # Errors
 /// What is wrong with the file, or what serving says.
 pub fn run(args: &GatewayArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        ENCRYPTS,
+        "this build encrypts nothing and is for measurements only: it does not run as a gateway"
+    );
     let mut config = config::load(&args.config)?;
     let io = args.io;
     config.io = io.unwrap_or(config.io);

@@ -15,7 +15,7 @@ use crate::types::{KEY_TEXT, Secret};
 /// # Errors
 /// No randomness, or the standard output is closed.
 pub fn genkey() -> anyhow::Result<()> {
-    print_key(&PrivateKey::new(&random()?).to_secret().0)
+    print_key(&PrivateKey::new(&random()?).to_secret())
 }
 
 /// `genpsk`: 32 random bytes.
@@ -23,7 +23,7 @@ pub fn genkey() -> anyhow::Result<()> {
 /// # Errors
 /// No randomness, or the standard output is closed.
 pub fn genpsk() -> anyhow::Result<()> {
-    print_key(&random()?.0)
+    print_key(&random()?)
 }
 
 /// `pubkey`: the public key of the private key on the standard input.
@@ -33,18 +33,24 @@ pub fn genpsk() -> anyhow::Result<()> {
 pub fn pubkey() -> anyhow::Result<()> {
     let mut text = Zeroizing::new(String::with_capacity(2 * KEY_TEXT));
     io::stdin().take(2 * KEY_TEXT as u64).read_to_string(&mut text).context("standard input")?;
-    print_key(&PrivateKey::new(&text.trim_ascii().parse()?).public().0)
+    let public = *PrivateKey::new(&text.trim_ascii().parse()?).public();
+    writeln!(io::stdout(), "{}", public.to_base64()).context("standard output")
 }
 
-fn random() -> anyhow::Result<Secret> {
+/// 32 random bytes.
+pub(super) fn random() -> anyhow::Result<Secret> {
     let mut key = Secret([0; 32]);
     getrandom::fill(&mut key.0).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     Ok(key)
 }
 
-fn print_key(key: &[u8; 32]) -> anyhow::Result<()> {
-    let text = Zeroizing::new(STANDARD.encode(key));
-    writeln!(io::stdout(), "{}", *text).context("standard output")
+/// In base64.
+pub(super) fn text(key: &Secret) -> Zeroizing<String> {
+    Zeroizing::new(STANDARD.encode(key.0))
+}
+
+fn print_key(key: &Secret) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{}", *text(key)).context("standard output")
 }
 
 #[cfg(test)]

@@ -2,28 +2,48 @@
 //!
 //! Verbs win over interface names. A word that looks like a mistyped verb is refused: it must not become a device.
 
+pub mod admin;
+pub mod bench;
 pub mod device;
 pub mod doctor;
+pub mod down;
+pub mod events;
 pub mod gateway;
+pub mod import;
+pub mod invite;
+pub mod join;
 pub mod keys;
+pub mod lease;
 pub mod logging;
+pub mod peer;
 pub mod reload;
 pub mod report;
 pub mod show;
+pub mod status;
+pub mod store;
 mod suggest;
 pub mod switch;
 pub mod top;
+pub mod up;
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
+use crate::crypto::aead::ENCRYPTS;
 use crate::gateway::failure::Failure;
 use crate::net::name::InterfaceName;
 
+const VERSION: &str = match ENCRYPTS {
+    true => env!("CARGO_PKG_VERSION"),
+    false => concat!(env!("CARGO_PKG_VERSION"), " WITHOUT ENCRYPTION, for measurements only"),
+};
+
 /// A WireGuard-compatible VPN gateway for Linux.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(version = VERSION, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -41,10 +61,34 @@ enum Verb {
     Top(top::TopArgs),
     /// Look at this host: what keeps a gateway from working well, why, and what to do
     Doctor(doctor::DoctorArgs),
+    /// Add, change and remove peers of a running gateway
+    Peer(peer::PeerArgs),
+    /// Let people add their own devices: a link, or a QR code, for one or many
+    Invite(invite::InviteArgs),
+    /// Become a peer of a gateway, by an invite
+    Join(join::JoinArgs),
+    /// Connect this host to a gateway, by a profile
+    Up(up::UpArgs),
+    /// End such a connection
+    Down(down::DownArgs),
+    /// The connections of this host
+    Status(status::StatusArgs),
+    /// Who has which address of a running gateway, and who had it
+    Lease(lease::LeaseArgs),
+    /// What has happened to peers and leases of a running gateway
+    Events(events::EventsArgs),
+    /// The pools of a running gateway
+    Pool(lease::PoolArgs),
+    /// Make a gateway's file of a WireGuard server's, wg0.conf
+    Import(import::ImportArgs),
     /// Have a gateway read its file again, or say what that would change
     Reload(reload::ReloadArgs),
+    /// Check, back up or restore the store of leases and peers
+    Store(store::StoreArgs),
     /// Turn offloads and the MSS clamp of a running device on or off
     Switch(switch::SwitchArgs),
+    /// Measure a gateway from outside: links, clients, handshakes, floods
+    Bench(bench::BenchArgs),
     /// Print a new private key
     Genkey,
     /// Read a private key from the standard input and print its public key
@@ -67,12 +111,18 @@ struct DeviceArgs {
     name: Option<String>,
 }
 
+/// A line for who sits there, beside what was asked for.
+fn say(line: impl Display) {
+    // Who has closed it does not want to know.
+    let _ = writeln!(std::io::stderr().lock(), "ringway: {line}");
+}
+
 /// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused, and for
-/// a gateway and its reload those of [`Failure`].
+/// a gateway, its reload and its store those of [`Failure`].
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let distinct = matches!(cli.verb, Some(Verb::Gateway(_) | Verb::Reload(_)));
+    let distinct = matches!(cli.verb, Some(Verb::Gateway(_) | Verb::Reload(_) | Verb::Store(_)));
     let result = match cli.verb {
         Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
@@ -81,11 +131,23 @@ pub fn run() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Some(Verb::Peer(args)) => peer::run(&args),
+        Some(Verb::Events(args)) => events::run(&args),
+        Some(Verb::Import(args)) => import::run(&args),
+        Some(Verb::Invite(args)) => invite::run(&args),
+        Some(Verb::Join(args)) => join::run(&args),
+        Some(Verb::Up(args)) => up::run(&args),
+        Some(Verb::Down(args)) => down::run(&args),
+        Some(Verb::Status(args)) => status::run(&args),
+        Some(Verb::Lease(args)) => lease::run_lease(&args),
+        Some(Verb::Pool(args)) => lease::run_pool(&args),
         Some(Verb::Reload(args)) => match reload::run(&args) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Some(Verb::Store(args)) => store::run(&args),
         Some(Verb::Switch(args)) => switch::run(&args),
+        Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Genkey) => keys::genkey(),
         Some(Verb::Pubkey) => keys::pubkey(),
         Some(Verb::Genpsk) => keys::genpsk(),
@@ -98,11 +160,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            use std::io::Write as _;
-            let mut stderr = std::io::stderr().lock();
-            for line in format!("{error:#}").lines() {
-                let _ = writeln!(stderr, "ringway: {line}");
-            }
+            format!("{error:#}").lines().for_each(say);
             ExitCode::from(if distinct { Failure::of(&error) } else { Failure::Other }.exit_code())
         }
     }

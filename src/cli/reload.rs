@@ -1,22 +1,20 @@
-//! `reload`: has a running gateway read its file again, over its UAPI socket, and says what that changes.
+//! `reload`: has a running gateway read its file again, over its admin API, and says what that changes.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
+use hyper::Method;
 
+use super::admin::Client;
+use super::say;
 use crate::config;
+use crate::control::admin::wire::ReloadRequest;
 use crate::control::reload::{Answer, Change, PeerDifference, SettingDifference};
-use crate::control::socket::{DIRECTORY, socket_path};
 use crate::gateway::failure::Failure;
 use crate::net::name::InterfaceName;
-
-/// How long a gateway may take; one with a hundred thousand peers needs seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `reload [--dry-run] [--json] [--config FILE | -i IFNAME]`
 #[derive(Debug, Args)]
@@ -55,10 +53,7 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<ExitCode> {
         text(&answer, args.dry_run)
     };
     io::stdout().write_all(text.as_bytes()).context("standard output")?;
-    let mut stderr = io::stderr().lock();
-    for error in &answer.errors {
-        let _ = writeln!(stderr, "ringway: {error}");
-    }
+    answer.errors.iter().for_each(say);
     Ok(match &answer {
         Answer { bad_file: true, .. } => Failure::Configuration.exit_code().into(),
         answer if answer.errors.is_empty() => ExitCode::SUCCESS,
@@ -67,30 +62,9 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn ask(name: &InterfaceName, dry_run: bool, file: Option<&Path>) -> anyhow::Result<Answer> {
-    let path = socket_path(Path::new(DIRECTORY), name);
-    let stream = UnixStream::connect(&path);
-    let mut stream = stream.with_context(|| format!("{name} is not served here: {}", path.display()))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = "reload=1\n".to_owned();
-    if dry_run {
-        request.push_str("dry_run=true\n");
-    }
-    if let Some(file) = file {
-        let file = file.to_str().filter(|file| !file.contains('\n'));
-        request.push_str(&format!("file={}\n", file.context("the file's name is no line of UTF-8")?));
-    }
-    stream.write_all(format!("{request}\n").as_bytes())?;
-    let mut lines = BufReader::new(stream).lines();
-    let line = lines.next().transpose().context("no answer in time")?.unwrap_or_default();
-    if let Some(json) = line.strip_prefix("json=") {
-        return serde_json::from_str(json).context("the answer of another version of Ringway");
-    }
-    match line.strip_prefix("errno=-").and_then(|number| number.parse().ok()) {
-        Some(libc::EOPNOTSUPP) => bail!("{name} has no file: it is configured by wg"),
-        Some(libc::EIO) => bail!("{name} does not answer: it is ending"),
-        _ => bail!("{name} is not served by Ringway, or by an older one"),
-    }
+    let file = file.map(|file| file.to_str().context("the file's name is no UTF-8")).transpose()?;
+    let request = ReloadRequest { dry_run, file: file.map(str::to_owned) };
+    Client::of(name).send(Method::POST, "/v1/reload", &request)
 }
 
 /// A line for each thing that differs, and one for what came of it.

@@ -56,7 +56,8 @@ pub fn devices(directory: &Path, wanted: &[InterfaceName]) -> anyhow::Result<Vec
     Ok(found)
 }
 
-fn is_denied(error: &anyhow::Error) -> bool {
+/// This user may not ask.
+pub(super) fn is_denied(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<io::Error>();
     cause.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }

@@ -14,7 +14,7 @@ use crate::net::name::InterfaceName;
 
 mod text;
 
-pub use text::{ago, bytes};
+pub use text::{ago, bytes, duration};
 
 /// Time between the two reports of `--rates`.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -1,14 +1,18 @@
 //! What no single key can tell.
 
+pub(super) mod pools;
+
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use super::key::{self, KeyFileError};
 use super::locate::{Map, Step};
-use super::{Finding, Gateway};
+use super::{Finding, Gateway, MAX_NAMES};
 use crate::net::manners;
 use crate::sys::thread;
+use crate::wire::frame::lease::AddrReply;
 
 /// Least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const MIN_MTU_V6: u32 = 1280;
@@ -43,11 +47,13 @@ impl Findings<'_> {
 }
 
 /// What is wrong with the text alone.
-pub(super) fn findings(gateway: &Gateway, text: &str) -> Vec<Finding> {
-    let mut findings = Findings { map: Map::new(text), list: Vec::new() };
+pub(super) fn findings(gateway: &Gateway, map: Map<'_>) -> Vec<Finding> {
+    let mut findings = Findings { map, list: Vec::new() };
     device(gateway, &mut findings);
     forwarding(gateway, &mut findings);
     peers(gateway, &mut findings);
+    clients(gateway, &mut findings);
+    pools::check(gateway, &mut findings);
     in_order(findings.list)
 }
 
@@ -71,7 +77,7 @@ pub(super) fn file_findings(gateway: &Gateway, text: &str, private_key: bool) ->
     for (at, peer) in gateway.peer.iter().enumerate() {
         let Some(path) = &peer.preshared_key_file else { continue };
         if let Err(error) = key::read(path) {
-            findings.add(&peer_place(at, "preshared_key_file"), file(path, &error));
+            findings.add(&place("peer", at, "preshared_key_file"), file(path, &error));
         }
     }
     in_order(findings.list)
@@ -90,6 +96,9 @@ fn device(gateway: &Gateway, findings: &mut Findings<'_>) {
     if !gateway.private_key_file.is_absolute() {
         findings.add(&[Step::Key("private_key_file")], "the path must begin with '/'".to_owned());
     }
+    if !gateway.store.path.is_absolute() {
+        findings.add(&[Step::Key("store"), Step::Key("path")], "the path must begin with '/'".to_owned());
+    }
     if gateway.mtu < MIN_MTU_V6 && gateway.addresses.iter().any(|address| address.addr().is_ipv6()) {
         findings.add(&[Step::Key("mtu")], format!("IPv6 needs an MTU of {MIN_MTU_V6} at least"));
     }
@@ -106,39 +115,35 @@ fn device(gateway: &Gateway, findings: &mut Findings<'_>) {
 }
 
 fn forwarding(gateway: &Gateway, findings: &mut Findings<'_>) {
-    let place = |at| vec![Step::Key("forwarding"), Step::Key("interfaces"), Step::At(at)];
+    let named = |at| vec![Step::Key("forwarding"), Step::Key("interfaces"), Step::At(at)];
     let names = || gateway.forwarding.interfaces.iter().enumerate();
-    findings.unique(names().map(|(at, name)| (name.as_str(), place(at))), |name, line| {
+    findings.unique(names().map(|(at, name)| (name.as_str(), named(at))), |name, line| {
         format!("the interface {name} stands here twice, first in {line}")
     });
     for (at, name) in names() {
         if *name == gateway.interface {
             findings
-                .add(&place(at), format!("{name} is the gateway's own: name those that clients leave by"));
+                .add(&named(at), format!("{name} is the gateway's own: name those that clients leave by"));
         } else if !manners::can_name(name) {
-            findings.add(&place(at), format!("nftables takes no interface named {name}: rename it"));
+            findings.add(&named(at), format!("nftables takes no interface named {name}: rename it"));
         }
     }
 }
 
 fn peers(gateway: &Gateway, findings: &mut Findings<'_>) {
     let peers = || gateway.peer.iter().enumerate();
-    findings.unique(peers().map(|(at, peer)| (peer.public_key, peer_place(at, "public_key"))), |_, line| {
-        format!("this public key is another peer's as well, in {line}")
-    });
+    let keys = peers().map(|(at, peer)| (peer.public_key, place("peer", at, "public_key")));
+    findings.unique(keys, |_, line| format!("this public key is another peer's as well, in {line}"));
     findings.unique(
         peers()
             .filter(|(_, peer)| !peer.name.is_empty())
-            .map(|(at, peer)| (peer.name.as_str(), peer_place(at, "name"))),
+            .map(|(at, peer)| (peer.name.as_str(), place("peer", at, "name"))),
         |name, line| format!("the name {name:?} is another peer's as well, in {line}"),
     );
     let prefixes = || {
         peers().flat_map(|(at, peer)| {
-            peer.allowed_ips.iter().enumerate().map(move |(place, prefix)| {
-                let mut steps = peer_place(at, "allowed_ips");
-                steps.push(Step::At(place));
-                (*prefix, steps)
-            })
+            let prefixes = peer.allowed_ips.iter().enumerate();
+            prefixes.map(move |(number, prefix)| (*prefix, element("peer", at, "allowed_ips", number)))
         })
     };
     findings.unique(prefixes(), |prefix, line| {
@@ -151,11 +156,48 @@ fn peers(gateway: &Gateway, findings: &mut Findings<'_>) {
     }
     for (at, peer) in peers() {
         if peer.preshared_key_file.as_ref().is_some_and(|path| !path.is_absolute()) {
-            findings.add(&peer_place(at, "preshared_key_file"), "the path must begin with '/'".to_owned());
+            findings.add(&place("peer", at, "preshared_key_file"), "the path must begin with '/'".to_owned());
         }
     }
 }
 
-fn peer_place(at: usize, key: &'static str) -> Vec<Step> {
-    vec![Step::Key("peer"), Step::At(at), Step::Key(key)]
+fn clients(gateway: &Gateway, findings: &mut Findings<'_>) {
+    let told = &gateway.clients;
+    for (key, count) in [("dns", told.dns.len()), ("search", told.search.len())] {
+        if count > MAX_NAMES {
+            findings.add(&[Step::Key("clients"), Step::Key(key)], format!("{MAX_NAMES} at most"));
+        }
+    }
+    let settings = told.settings(gateway.mtu);
+    let longest = AddrReply {
+        ipv4: Some((Ipv4Addr::BROADCAST, 32)),
+        ipv6: Some((Ipv6Addr::LOCALHOST, 128)),
+        gateway_ipv4: Some(Ipv4Addr::BROADCAST),
+        gateway_ipv6: Some(Ipv6Addr::LOCALHOST),
+        seconds: u32::MAX,
+        usage_id: u32::MAX,
+    };
+    let (length, most) = (longest.write(&settings, 0).len(), settings.mtu as usize);
+    if length > most {
+        let text =
+            format!("a client is told all of this in {length} bytes, and {most} fit its MTU: say less");
+        findings.add(&[Step::Key("clients")], text);
+    }
+    for (at, peer) in gateway.peer.iter().enumerate().filter(|(_, peer)| !peer.pool.is_empty()) {
+        if !gateway.pool.iter().any(|pool| pool.name == peer.pool) {
+            findings.add(&place("peer", at, "pool"), format!("there is no pool {:?}", peer.pool));
+        }
+    }
+}
+
+/// Where a key of the `at`-th `[[section]]` stands.
+fn place(section: &'static str, at: usize, key: &'static str) -> Vec<Step> {
+    vec![Step::Key(section), Step::At(at), Step::Key(key)]
+}
+
+/// Where an element of such a key's list stands.
+fn element(section: &'static str, at: usize, key: &'static str, number: usize) -> Vec<Step> {
+    let mut steps = place(section, at, key);
+    steps.push(Step::At(number));
+    steps
 }

@@ -56,4 +56,18 @@ impl<'a> Map<'a> {
         }
         found.map(|span| line_of(self.text, span.start))
     }
+
+    /// The line of each element of an array; empty for a default. Costs one look at the text, however many there are.
+    pub(super) fn lines(&self, key: &str) -> Vec<usize> {
+        let array = self.table.as_ref().and_then(|table| table.get_ref().get(key)?.get_ref().as_array());
+        let (mut line, mut at) = (1, 0);
+        let each = array.into_iter().flatten().map(|element| {
+            let start = element.span().start;
+            let between = self.text.as_bytes().get(at..start).unwrap_or_default();
+            line += between.iter().filter(|byte| **byte == b'\n').count();
+            at = at.max(start);
+            line
+        });
+        each.collect()
+    }
 }

@@ -7,8 +7,11 @@
 //! `config/gateway.toml` explains every key; a test holds it against [`Gateway::default`].
 
 mod check;
+mod clients;
+mod implicit;
 pub mod key;
 mod locate;
+pub mod profile;
 mod value;
 
 use std::fmt;
@@ -22,9 +25,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::dataplane::io::busy_poll::BUSY_POLL;
+use crate::lease::PoolSpec;
+use crate::lease::ranges::{Range, Ranges};
 use crate::net::name::InterfaceName;
 use crate::types::{Address, Mark, Offload, Prefix, PublicKey};
 
+pub use clients::{Clients, Domain, Host, Inclusion, MAX_NAMES};
 pub use value::{Aead, Aes, Io, Level, Listen, LogFormat, Workers};
 
 /// Where the file is if nobody says otherwise.
@@ -86,6 +92,15 @@ pub struct Gateway {
     pub metrics: Metrics,
     /// `[log]`
     pub log: Log,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[store]`; without a path of the file's own it is the interface's.
+    #[serde(default)]
+    pub store: Store,
+    /// `[clients]`
+    pub clients: Clients,
+    /// `[[pool]]`, in the order of the file.
+    pub pool: Vec<Pool>,
     /// `[[peer]]`, in the order of the file.
     pub peer: Vec<Peer>,
 }
@@ -140,6 +155,55 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+/// Who may change peers while the gateway runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// The group whose members may, beside root; empty for none.
+    pub group: String,
+}
+
+/// What outlives the process and is no file of the operator's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// The store's file, made at the first start that needs one; unless the file says otherwise it is below
+    /// [`Gateway::state_dir`].
+    pub path: PathBuf,
+    /// Days for which it is kept who had an address, 0 to 3650; 0 for not at all.
+    #[serde(deserialize_with = "value::days")]
+    pub history: u32,
+}
+
+/// Addresses that clients are given for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// What people call it.
+    pub name: String,
+    /// Its addresses.
+    #[serde(deserialize_with = "value::texts")]
+    pub ipv4: Vec<Range>,
+    /// Those that are not given to anybody.
+    #[serde(default, deserialize_with = "value::texts")]
+    pub exclude: Vec<Range>,
+    /// The prefix of the IPv6 addresses, whose low 32 bits are the IPv4 address.
+    #[serde(default, deserialize_with = "value::prefix")]
+    pub ipv6: Option<Prefix>,
+    /// Seconds that a lease lasts, 60 to 31,536,000.
+    #[serde(default = "value::one_day", deserialize_with = "value::lease_time")]
+    pub lease_time: u32,
+    /// Seconds that an address rests after its lease, 0 to 604,800.
+    #[serde(default = "value::five_minutes", deserialize_with = "value::quarantine")]
+    pub quarantine: u32,
+    /// Whom it is for; empty for everybody whose group no pool names.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Nobody new gets an address of it.
+    #[serde(default)]
+    pub drain: bool,
+}
+
 /// One peer.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -162,6 +226,15 @@ pub struct Peer {
     /// Persistent keepalive, seconds; 0 for none.
     #[serde(default)]
     pub keepalive: u16,
+    /// Its group, by which pools are chosen; empty for none.
+    #[serde(default)]
+    pub group: String,
+    /// The only pool that it gets addresses of; empty: those of its group.
+    #[serde(default)]
+    pub pool: String,
+    /// Where the file says so, counted from 1.
+    #[serde(skip)]
+    pub line: usize,
 }
 
 impl Default for Gateway {
@@ -169,7 +242,6 @@ impl Default for Gateway {
         let interface = InterfaceName::default();
         Self {
             private_key_file: default_key_file(&interface),
-            interface,
             addresses: Vec::new(),
             mtu: 1420,
             listen_port: 51820,
@@ -187,6 +259,11 @@ impl Default for Gateway {
             offload: Offload::default(),
             metrics: Metrics::default(),
             log: Log::default(),
+            admin: Admin::default(),
+            store: Store { path: default_store(&interface), ..Store::default() },
+            interface,
+            clients: Clients::default(),
+            pool: Vec::new(),
             peer: Vec::new(),
         }
     }
@@ -210,6 +287,60 @@ impl Default for Metrics {
     }
 }
 
+impl Default for Store {
+    /// Without a path, which depends on the interface.
+    fn default() -> Self {
+        Self { path: PathBuf::new(), history: 30 }
+    }
+}
+
+impl Pool {
+    /// The addresses that it gives.
+    #[must_use]
+    pub fn ranges(&self) -> Ranges {
+        self.ipv4.iter().copied().collect::<Ranges>().minus(&self.exclude.iter().copied().collect())
+    }
+
+    /// The networks of its addresses.
+    pub fn networks(&self) -> impl Iterator<Item = Prefix> {
+        let ranges: Vec<_> = self.ranges().iter().collect();
+        ranges.into_iter().flat_map(Range::prefixes).chain(self.ipv6)
+    }
+
+    /// As leases are given from it.
+    #[must_use]
+    pub fn spec(&self) -> PoolSpec {
+        PoolSpec {
+            name: self.name.clone(),
+            ranges: self.ranges(),
+            ipv6: self.ipv6,
+            lease_time: self.lease_time,
+            quarantine: self.quarantine,
+            groups: self.groups.clone(),
+            drain: self.drain,
+        }
+    }
+}
+
+impl fmt::Display for Pool {
+    /// Everything of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, ipv4, exclude, ipv6, lease_time, quarantine, groups, drain } = self;
+        write!(f, "{name} {ipv4:?}")?;
+        if !exclude.is_empty() {
+            write!(f, " without {exclude:?}")?;
+        }
+        if let Some(ipv6) = ipv6 {
+            write!(f, " {ipv6}")?;
+        }
+        write!(f, " for {lease_time} s, quarantine {quarantine} s")?;
+        if !groups.is_empty() {
+            write!(f, ", groups {groups:?}")?;
+        }
+        f.write_str(if *drain { ", drained" } else { "" })
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: Level::Info, format: LogFormat::Text }
@@ -217,13 +348,19 @@ impl Default for Log {
 }
 
 impl Gateway {
-    /// What must outlive the process: the private key, timestamps.
+    /// What must outlive the process: the private key, the store.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         Path::new(STATE).join(self.interface.as_str())
     }
 
-    /// What lives as long as the process: its lock, what it changed on the host.
+    /// The pools in force: the file's, or one of the gateway's own networks if the file names none.
+    #[must_use]
+    pub fn pools(&self) -> Vec<Pool> {
+        if self.pool.is_empty() { implicit::pool(self).into_iter().collect() } else { self.pool.clone() }
+    }
+
+    /// What lives as long as the process: its lock, what it changed on the host, the admin socket.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         Path::new(RUN).join(self.interface.as_str())
@@ -248,7 +385,14 @@ impl Gateway {
         if gateway.private_key_file.as_os_str().is_empty() {
             gateway.private_key_file = default_key_file(&gateway.interface);
         }
-        error.findings = check::findings(&gateway, text);
+        if gateway.store.path.as_os_str().is_empty() {
+            gateway.store.path = default_store(&gateway.interface);
+        }
+        let map = locate::Map::new(text);
+        for (peer, line) in gateway.peer.iter_mut().zip(map.lines("peer")) {
+            peer.line = line;
+        }
+        error.findings = check::findings(&gateway, map);
         if error.findings.is_empty() { Ok(gateway) } else { Err(error) }
     }
 }
@@ -293,11 +437,24 @@ fn default_key_file(interface: &InterfaceName) -> PathBuf {
     Path::new(STATE).join(interface.as_str()).join("private.key")
 }
 
+fn default_store(interface: &InterfaceName) -> PathBuf {
+    Path::new(STATE).join(interface.as_str()).join("store.db")
+}
+
 /// What is wrong with a configuration: a line each, `FILE:LINE: message`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
     path: PathBuf,
     findings: Vec<Finding>,
+}
+
+impl ConfigError {
+    /// What else is wrong with a file that was read: a line, counted from 1, if it is known, and what is wrong there.
+    #[must_use]
+    pub fn new(path: &Path, wrong: Vec<(Option<usize>, String)>) -> Self {
+        let findings = wrong.into_iter().map(|(line, message)| Finding { line, message });
+        Self { path: path.to_owned(), findings: findings.collect() }
+    }
 }
 
 /// One thing that is wrong.

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::sys::testing::Scratch;
 
 /// RFC 7748 section 6.1: Alice's and Bob's.
 const ALICE: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
@@ -47,8 +48,8 @@ fn the_shipped_file_is_the_default_with_and_without_its_comments() {
     assert_eq!(parse(&shipped()).unwrap(), Gateway::default());
     let (text, count) = with_defaults(&shipped());
     assert_eq!(parse(&text).unwrap(), Gateway::default());
-    let tables = ["[forwarding]", "[services]", "[offload]", "[metrics]", "[log]"];
-    let keys = known_keys("") - tables.len() - 1 + tables.map(known_keys).iter().sum::<usize>();
+    let tables = ["[forwarding]", "[services]", "[offload]", "[metrics]", "[log]", "[store]", "[clients]"];
+    let keys = known_keys("") - tables.len() - 2 + tables.map(known_keys).iter().sum::<usize>();
     assert_eq!(count, keys, "each key with its default, and no other");
 }
 
@@ -63,8 +64,12 @@ fn each_default_of_the_shipped_file_is_its_own() {
             "false" => "true",
             "[]" if key == "addresses" => "[\"100.64.0.1/10\"]",
             "[]" if key == "interfaces" => "[\"eth0\"]",
+            "[]" if ["dns", "excluded"].contains(&key) => "[\"100.64.0.1\"]",
+            "[]" if key == "search" => "[\"example.org\"]",
             "[]" => "[7]",
-            "0" | "100" | "500" | "1420" | "51820" => "777",
+            "\"full\"" => "[\"10.0.0.0/8\"]",
+            "\"\"" if key == "endpoint" => "\"vpn.example.org\"",
+            "0" | "25" | "30" | "100" | "500" | "1420" | "51820" => "777",
             "\"auto\"" if key == "workers" => "3",
             "\"auto\"" if key == "aead" => "\"scalar\"",
             "\"auto\"" if key == "aes" => "\"off\"",
@@ -91,7 +96,19 @@ fn the_example_of_a_peer_is_one() {
     let [alice] = &gateway.peer[..] else { panic!("{:?}", gateway.peer) };
     assert_eq!((alice.name.as_str(), alice.public_key.to_base64().as_str()), ("alice", ALICE));
     assert_eq!(alice.allowed_ips.len(), 2);
-    assert_eq!(known_keys(&format!("[[peer]]\npublic_key = \"{ALICE}\"")), 6, "the example has all of them");
+    assert_eq!((alice.group.as_str(), alice.pool.as_str()), ("phones", "phones"));
+    assert_eq!(known_keys(&format!("[[peer]]\npublic_key = \"{ALICE}\"")), 8, "the example has all of them");
+    assert_eq!(known_keys("[[pool]]\nname = \"x\"\nipv4 = []"), 8, "and of a pool");
+    let [phones] = &gateway.pool[..] else { panic!("{:?}", gateway.pool) };
+    assert_eq!(phones.ranges().count(), 65_536 - 16 + 90);
+    assert_eq!(
+        phones.to_string(),
+        "phones [100.100.0.0-100.100.255.255, 100.101.0.10-100.101.0.99] without [100.100.0.0-100.100.0.15] \
+         fd64::/64 for 86400 s, quarantine 300 s, groups [\"phones\"]"
+    );
+    let least = parse("[[pool]]\nname = \"phones\"\nipv4 = [\"100.100.0.0/16\"]").unwrap();
+    let defaults = |pool: &Pool| (pool.lease_time, pool.quarantine, pool.drain);
+    assert_eq!(defaults(phones), defaults(&least.pool[0]), "the example's values are the defaults");
     assert_eq!(gateway.services.tcp[0].get(), 53);
     assert_eq!(gateway.cores, [2, 3]);
 }
@@ -101,6 +118,7 @@ fn directories_follow_the_interface() {
     let gateway = parse("interface = \"office\"").unwrap();
     assert_eq!(gateway.private_key_file, Path::new("/var/lib/ringway/office/private.key"));
     assert_eq!(gateway.run_dir(), Path::new("/run/ringway/office"));
+    assert_eq!(gateway.store.path, Path::new("/var/lib/ringway/office/store.db"));
 }
 
 #[test]
@@ -171,6 +189,22 @@ fn each_bad_value_is_named_with_its_line() {
         ("[[peer]]\nendpoint = \"vpn.example:1\"", "names are not looked up"),
         ("[[peer]]\nendpoint = \"192.0.2.1:0\"", "no address and port"),
         ("[[peer]]\nkeepalive = 65536", "65536"),
+        ("[clients]\nendpoint = \"vpn.example.org:0\"", "\"vpn.example.org:0\": no name or address"),
+        ("[clients]\nendpoint = \"192.0.2.256\"", "no name or address"),
+        ("[clients]\nendpoint = \"a_b\"", "no name or address"),
+        ("[clients]\nallowed_ips = \"split\"", "\"full\" or a list of networks"),
+        ("[clients]\nallowed_ips = [\"10.0.0.1/8\"]", "write 10.0.0.0/8"),
+        ("[clients]\nsearch = [\"-x.org\"]", "a domain is letters"),
+        ("[clients]\nsearch = [\"x..org\"]", "a domain is letters"),
+        ("[clients]\nmtu = 575", "575 is neither 0 nor a number from 576 to 65440"),
+        ("[clients]\ndns = [\"a.org\"]", "invalid IP address"),
+        ("[store]\nhistory = 3651", "3651 is no number from 0 to 3650"),
+        ("[[pool]]\nipv4 = [\"100.64.0.9-100.64.0.1\"]", "the range ends before it begins"),
+        ("[[pool]]\nipv4 = [\"fd64::/64\"]", "\"fd64::/64\": no IPv4 range"),
+        ("[[pool]]\nname = \"x\"", "missing field `ipv4`"),
+        ("[[pool]]\nlease_time = 59", "59 is no number from 60 to 31536000"),
+        ("[[pool]]\nquarantine = 604801", "604801 is no number from 0 to 604800"),
+        ("[[pool]]\nipv6 = \"fd64::1/64\"", "write fd64::/64"),
         ("mtu = 1400\nmtu = 1400", "duplicate key"),
         ("mtu 1400", "key with no value"),
         ("mtu = ", "expected"),
@@ -240,27 +274,95 @@ preshared_key_file = \"alice.psk\""
     assert_eq!(parse(&nested).unwrap().peer.len(), 2);
 }
 
-/// A directory of this test's own, removed at its end.
-struct Scratch(PathBuf);
+#[test]
+fn what_clients_are_told_is_bounded_and_a_pool_by_name_exists() {
+    let nine = ["\"10.0.0.1\""; 9].join(", ");
+    let text = format!(
+        "[clients]\ndns = [{nine}]\nsearch = [\"a\"]\n[[peer]]\npublic_key = \"{ALICE}\"\npool = \"x\"\n\
+         [[peer]]\npublic_key = \"{BOB}\"\npool = \"y\"\n[[pool]]\nname = \"y\"\nipv4 = [\"100.64.0.0/24\"]"
+    );
+    assert_eq!(wrong(&text), "g.toml:2: 8 at most\ng.toml:6: there is no pool \"x\"");
+    let networks = vec!["\"10.0.0.0/8\""; 100].join(", ");
+    let long =
+        |mtu| format!("addresses = [\"100.64.0.1/10\"]\nmtu = {mtu}\n[clients]\nexcluded = [{networks}]");
+    assert!(parse(&long(716)).is_ok());
+    let said = wrong(&long(715));
+    assert_eq!(said, "g.toml:3: a client is told all of this in 716 bytes, and 715 fit its MTU: say less");
+    let of =
+        |text: &str| parse(&format!("[clients]\nendpoint = {text:?}")).unwrap().clients.endpoint.unwrap();
+    let printed = |text: &str| (of(text).to_string(), of(text).with_port(7));
+    for (text, with_port) in [
+        ("vpn.example.org", "vpn.example.org:7"),
+        ("vpn.example.org:443", "vpn.example.org:443"),
+        ("192.0.2.1", "192.0.2.1:7"),
+        ("2001:db8::1", "[2001:db8::1]:7"),
+        ("[2001:db8::1]:443", "[2001:db8::1]:443"),
+    ] {
+        assert_eq!(printed(text), (text.to_owned(), with_port.to_owned()));
+    }
+}
+
+/// What a pool may not be, and whose addresses it may not have.
+#[test]
+fn pools_and_addresses_by_name_do_not_meet() {
+    let pools = format!(
+        "addresses = [\"100.64.0.1/10\",
+  \"fd64::6440:2/64\"]
+[store]
+path = \"store.db\"
+[[pool]]
+name = \"a\"
+ipv4 = [\"100.64.0.0/24\"]
+ipv6 = \"fd64::/64\"
+[[pool]]
+name = \"a\"
+ipv4 = [\"100.64.1.0/24\", \"100.64.0.9\",
+  \"127.0.0.1\"]
+ipv6 = \"10.0.0.0/8\"
+[[pool]]
+name = \"\"
+ipv4 = [\"100.65.0.0/24\"]
+exclude = [\"100.65.0.0/16\"]
+[[peer]]
+public_key = \"{ALICE}\"
+allowed_ips = [\"0.0.0.0/0\",
+  \"100.64.0.7\",
+  \"fd64::6440:100/120\",
+  \"fd64::6440:0/120\",
+  \"fd64::/48\",
+  \"100.65.0.0/24\"]"
+    );
+    let said = wrong(&pools);
+    let lines: Vec<_> = said.lines().map(|line| line.trim_start_matches("g.toml:")).collect();
+    assert_eq!(
+        lines,
+        [
+            "1: the pool \"a\" would give 100.64.0.1 to a client: exclude 100.64.0.1",
+            "2: the pool \"a\" would give fd64::6440:2 to a client: exclude 100.64.0.2",
+            "4: the path must begin with '/'",
+            "10: the name \"a\" is another pool's as well, in line 6",
+            "11: 100.64.0.9 is in the pool \"a\" as well",
+            "12: 127.0.0.1 is no address that a client can have",
+            "13: an IPv6 prefix of at most 96 bits is needed: the last 32 are the IPv4 address",
+            "15: a pool needs a name",
+            "16: no address is left in this pool",
+            "21: the pool \"a\" would give addresses of 100.64.0.7/32 to others: exclude 100.64.0.7",
+            "23: the pool \"a\" would give addresses of fd64::6440:0/120 to others: exclude \
+             100.64.0.0-100.64.0.255",
+            "24: the pool \"a\" would give addresses of fd64::/48 to others: exclude 100.64.0.0-100.64.0.255",
+        ]
+    );
+    let excluded = pools.replace("[\"100.64.0.0/24\"]", "[\"100.64.0.0/24\"]\nexclude = [\"100.64.0.0/29\"]");
+    assert!(!wrong(&excluded).contains("exclude 100.64.0.1"), "{}", wrong(&excluded));
+}
 
 impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("ringway-config-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
+    /// Makes a file of it.
     fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

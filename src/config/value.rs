@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, de};
 
+use super::clients::Host;
 use crate::dataplane::io::busy_poll::MAX_BUSY_POLL;
 use crate::sys::tun::MAX_QUEUES;
-use crate::types::Mark;
+use crate::types::{Mark, Prefix};
 
 /// Least MTU: what every IPv4 host takes in one piece (RFC 791 section 3.2).
 const MIN_MTU: u32 = 576;
@@ -275,6 +276,63 @@ pub(super) fn busy_poll<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, 
     // A millisecond at most.
     let most = MAX_BUSY_POLL.as_micros() as u32;
     number(from, 0, most).map(|micros| Duration::from_micros(micros.into()))
+}
+
+/// Shortest lease, seconds: renewed at half of it, ten thousand clients are then hundreds of commits a second.
+const MIN_LEASE_TIME: u32 = 60;
+/// Longest, seconds: a year.
+const MAX_LEASE_TIME: u32 = 31_536_000;
+/// Longest quarantine, seconds: a week.
+const MAX_QUARANTINE: u32 = 604_800;
+/// Longest history, days: ten years.
+const MAX_HISTORY: u32 = 3650;
+
+/// Seconds.
+pub(super) fn lease_time<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    number(from, MIN_LEASE_TIME, MAX_LEASE_TIME)
+}
+
+/// Seconds.
+pub(super) fn quarantine<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    number(from, 0, MAX_QUARANTINE)
+}
+
+/// Days.
+pub(super) fn days<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    number(from, 0, MAX_HISTORY)
+}
+
+/// The default lease, seconds.
+pub(super) fn one_day() -> u32 {
+    86_400
+}
+
+/// The default quarantine, seconds.
+pub(super) fn five_minutes() -> u32 {
+    300
+}
+
+/// A network.
+pub(super) fn prefix<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Prefix>, D::Error> {
+    text(from).map(Some)
+}
+
+/// Bytes, or 0 for what the gateway takes.
+pub(super) fn client_mtu<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    let mtu = number(from, 0, MAX_MTU)?;
+    if mtu == 0 || mtu >= MIN_MTU {
+        return Ok(mtu);
+    }
+    Err(D::Error::custom(format_args!("{mtu} is neither 0 nor a number from {MIN_MTU} to {MAX_MTU}")))
+}
+
+/// A host, or nothing.
+pub(super) fn host<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Host>, D::Error> {
+    let Text(word) = Text::<String>::deserialize(from)?;
+    if word.is_empty() {
+        return Ok(None);
+    }
+    word.parse().map(Some).map_err(|wrong| D::Error::custom(format_args!("{word:?}: {wrong}")))
 }
 
 /// A list of ports.

@@ -21,6 +21,8 @@ pub struct NewPeer<'a> {
     pub public_key: PublicKey,
     /// Its preshared key.
     pub preshared_key: Option<&'a Secret>,
+    /// It is the key of an invite's use, which may ask to become a peer and nothing else.
+    pub temporary: bool,
 }
 
 /// A prefix and whose it is now.
@@ -96,12 +98,19 @@ pub trait DataPlane {
     /// Gives prefixes that nobody has.
     fn add_prefixes(&mut self, assignments: &[Assignment]);
 
+    /// Sends a control frame to a peer, sealed with `suite` if its session may. False if there is no room for it on the
+    /// way: whoever asked will ask again.
+    fn send_frame(&mut self, worker: WorkerId, peer: PeerId, suite: Suite, frame: &[u8]) -> bool;
+
     /// Turns a switch of the device on or off.
     ///
     /// # Errors
     /// EOPNOTSUPP if the kernel or the device has no such offload to turn on; what the kernel says otherwise. Then
     /// nothing changed.
     fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno>;
+
+    /// What the peer's owner knows of it; `None` if it is gone.
+    fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats>;
 
     /// What is known of every peer, in any order.
     fn snapshot(&mut self) -> Vec<PeerStats>;

@@ -18,6 +18,8 @@ impl Errno {
     pub const NO_ROOM: Self = Self(libc::ENOMEM);
     /// EOPNOTSUPP: what is asked for is not there.
     pub const UNSUPPORTED: Self = Self(libc::EOPNOTSUPP);
+    /// EPERM: somebody else says what is so.
+    pub const NOT_PERMITTED: Self = Self(libc::EPERM);
     /// EIO: an error without a number.
     pub const IO: Self = Self(libc::EIO);
 

@@ -16,6 +16,7 @@ pub(crate) enum Call {
     ListenPort(u16),
     Fwmark(u32),
     AddPeer(PeerId, WorkerId, PublicKey, Option<[u8; 32]>),
+    AddTemporary(PeerId, PublicKey),
     RemovePeer(PeerId),
     PresharedKey(PeerId, Option<[u8; 32]>),
     Endpoint(PeerId, SocketAddr),
@@ -23,6 +24,7 @@ pub(crate) enum Call {
     Switch(Switch, bool),
     RemovePrefixes(Vec<Prefix>),
     AddPrefixes(Vec<Assignment>),
+    Frame(PeerId, Suite, Vec<u8>),
 }
 
 /// What a peer was told to be.
@@ -110,7 +112,11 @@ impl DataPlane for Fake {
         assert!(self.ever.insert(peer.id), "a peer id was used twice");
         assert!(!self.peers.keys().any(|other| other.slot == peer.id.slot), "slot in use");
         let psk = bytes(peer.preshared_key);
-        self.calls.push(Call::AddPeer(peer.id, peer.worker, peer.public_key, psk));
+        self.calls.push(if peer.temporary {
+            Call::AddTemporary(peer.id, peer.public_key)
+        } else {
+            Call::AddPeer(peer.id, peer.worker, peer.public_key, psk)
+        });
         let fresh =
             FakePeer { key: peer.public_key, worker: peer.worker, psk, endpoint: None, keepalive: None };
         self.peers.insert(peer.id, fresh);
@@ -160,6 +166,17 @@ impl DataPlane for Fake {
             assert_eq!(before, None, "{} has two owners", assignment.prefix);
         }
         self.calls.push(Call::AddPrefixes(assignments.to_vec()));
+    }
+
+    fn send_frame(&mut self, worker: WorkerId, peer: PeerId, suite: Suite, frame: &[u8]) -> bool {
+        assert_eq!(self.peer(peer).worker, worker);
+        self.calls.push(Call::Frame(peer, suite, frame.to_vec()));
+        true
+    }
+
+    fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats> {
+        assert_eq!(self.peer(peer).worker, worker);
+        self.snapshot().into_iter().find(|stats| stats.peer == peer)
     }
 
     fn snapshot(&mut self) -> Vec<PeerStats> {

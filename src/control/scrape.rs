@@ -12,11 +12,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+
+use super::crowd;
 
 /// Most connections at a time: one more ends the oldest.
 pub const MAX_CONNECTIONS: u64 = 32;
@@ -29,9 +29,6 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Connections that the kernel keeps for us.
 const BACKLOG: u32 = 64;
-
-/// Pause after accept(2) failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the exposition format in text is called.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -63,43 +60,8 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 /// Serves what `page` makes, until dropped. `page` is asked once per proper request.
 pub async fn serve(listener: &TcpListener, page: impl FnMut() -> Rc<str>) -> Infallible {
     let page = RefCell::new(page);
-    // Connections are numbered; those below this number end.
-    let (oldest, _) = watch::channel(0);
-    let mut next = 0_u64;
-    let mut connections = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.push(bounded(stream, next, oldest.subscribe(), &page));
-                    next += 1;
-                    oldest.send_replace(next.saturating_sub(MAX_CONNECTIONS));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "metrics: accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(ended) = connections.next() => if let Err(error) = ended {
-                tracing::debug!(%error, "metrics: connection ended");
-            },
-        }
-    }
-}
-
-/// A connection until it is done, or until [`MAX_CONNECTIONS`] younger ones are there.
-async fn bounded(
-    stream: TcpStream,
-    number: u64,
-    mut oldest: watch::Receiver<u64>,
-    page: &RefCell<impl FnMut() -> Rc<str>>,
-) -> io::Result<()> {
-    tokio::select! {
-        // The conversation first: a whole request that is already there is answered.
-        biased;
-        done = converse(stream, page) => done,
-        _ = oldest.wait_for(|oldest| *oldest > number) => Err(io::ErrorKind::QuotaExceeded.into()),
-    }
+    let accept = async || listener.accept().await.map(|(stream, _)| stream);
+    crowd::serve("metrics", MAX_CONNECTIONS, accept, async |stream| converse(stream, &page).await).await
 }
 
 /// One request, one answer.

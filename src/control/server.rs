@@ -18,10 +18,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::Control;
+use super::crowd::ACCEPT_PAUSE;
 use super::dataplane::DataPlane;
 use super::errno::Errno;
-use super::reload::Ask;
-use super::socket::UapiSocket;
+use super::socket::LocalSocket;
 use super::uapi::parse::{MAX_LINE, Progress, RequestParser};
 use super::uapi::{Request, format};
 
@@ -33,9 +33,6 @@ pub const IDLE: Duration = Duration::from_secs(120);
 
 /// How often the socket's file is looked for.
 const FILE_CHECK: Duration = Duration::from_secs(1);
-
-/// Pause after accept(2) failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Room for lines being read; above [`MAX_LINE`].
 const READ_BUFFER: usize = 16 << 10;
@@ -56,7 +53,7 @@ pub enum End {
 /// # Errors
 /// What no retry can mend: no runtime, no signal handlers.
 pub async fn serve<D: DataPlane>(
-    socket: &UapiSocket,
+    socket: &LocalSocket,
     control: &RefCell<Control<D>>,
     gone: impl Future<Output = ()>,
 ) -> io::Result<End> {
@@ -102,10 +99,6 @@ async fn converse<D: DataPlane>(mut stream: UnixStream, control: &RefCell<Contro
         };
         match progress {
             Progress::More => {}
-            Progress::Complete(Ok(Request::Reload(ask))) => {
-                let text = reload(ask, control).await;
-                write(&mut stream, &text).await?;
-            }
             Progress::Complete(request) => {
                 let text = answer(request, &mut control.borrow_mut());
                 write(&mut stream, &text).await?;
@@ -119,29 +112,19 @@ async fn converse<D: DataPlane>(mut stream: UnixStream, control: &RefCell<Contro
     }
 }
 
-/// Has the configuration read again, by whoever does that.
-async fn reload<D: DataPlane>(ask: Ask, control: &RefCell<Control<D>>) -> String {
-    let door = control.borrow().reload.clone();
-    let answered = match door {
-        Some(door) => door.ask(ask).await,
-        None => Err(Errno::UNSUPPORTED),
-    };
-    let json = answered.and_then(|answer| serde_json::to_string(&answer).map_err(|_| Errno::IO));
-    let mut text = json.as_ref().map_or_else(|_| String::new(), |json| format!("json={json}\n"));
-    format::finish(&mut text, json.map(drop));
-    text
-}
-
 /// Carries a request out.
 fn answer<D: DataPlane>(
     request: Result<Request, Errno>,
-    Control { device, dataplane, .. }: &mut Control<D>,
+    Control { device, dataplane, peers, .. }: &mut Control<D>,
 ) -> Zeroizing<String> {
     let (mut text, result) = match request {
         Ok(Request::Get) => (format::get(device, &dataplane.snapshot()), Ok(())),
         Ok(Request::Show) => {
             let stats = dataplane.snapshot();
-            let show = format::show(device, &stats, dataplane.report());
+            let mut show = format::show(device, &stats, dataplane.report());
+            if let Some(peers) = peers {
+                show.peers.iter_mut().for_each(|peer| peers.describe(peer));
+            }
             match serde_json::to_string(&show) {
                 Ok(json) => (Zeroizing::new(format!("json={json}\n")), Ok(())),
                 Err(_) => (Zeroizing::default(), Err(Errno::IO)),
@@ -151,9 +134,9 @@ fn answer<D: DataPlane>(
             let mut switches = switches.into_iter();
             (Zeroizing::default(), switches.try_for_each(|(switch, on)| dataplane.switch(switch, on)))
         }
+        // Its file and its store say who its peers are.
+        Ok(Request::Set(_)) if peers.is_some() => (Zeroizing::default(), Err(Errno::NOT_PERMITTED)),
         Ok(Request::Set(set)) => (Zeroizing::default(), device.apply(set, dataplane)),
-        // It waits for others: see `reload`.
-        Ok(Request::Reload(_)) => (Zeroizing::default(), Err(Errno::UNSUPPORTED)),
         Err(errno) => (Zeroizing::default(), Err(errno)),
     };
     format::finish(&mut text, result);

@@ -1,10 +1,10 @@
-//! The socket of the UAPI: made so that nobody else can use it at any moment, and taken away only while it is
-//! still ours.
+//! The sockets of the UAPI and of the admin API: made so that nobody else can use them at any moment, and taken away
+//! only while they are still ours.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const SOCKET_UMASK: libc::mode_t = 0o177;
 
 /// A listening socket, and the file that names it.
 #[derive(Debug)]
-pub struct UapiSocket {
+pub struct LocalSocket {
     listener: UnixListener,
     /// `None` for an inherited socket that no file names.
     file: Option<SocketFile>,
@@ -50,7 +50,7 @@ impl SocketFile {
     }
 }
 
-impl UapiSocket {
+impl LocalSocket {
     /// Binds `directory/name.sock`, mode 0600; makes the directory, mode 0700, if it is missing. A socket that nobody
     /// listens on is replaced. Call it after forking: whoever drops the value first takes the file away.
     ///
@@ -59,11 +59,23 @@ impl UapiSocket {
     /// system says.
     pub fn bind(directory: &Path, name: &InterfaceName) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let path = socket_path(directory, name);
+        Self::bind_at(socket_path(directory, name), None)
+    }
+
+    /// Binds this path in a directory that is there, mode 0600; with a group, by its number, 0660 and the group's.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_at(path: PathBuf, group: Option<u32>) -> io::Result<Self> {
         remove_stale(&path)?;
         let listener = with_umask(SOCKET_UMASK, || UnixListener::bind(&path))?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, file: Some(SocketFile::at(path)?) })
+        let socket = Self { listener, file: Some(SocketFile::at(path.clone())?) };
+        if group.is_some() {
+            chown(&path, None, group)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+        }
+        Ok(socket)
     }
 
     /// Takes a listening socket that the parent process made (`WG_UAPI_FD`).
@@ -97,13 +109,13 @@ impl UapiSocket {
     }
 }
 
-impl Drop for UapiSocket {
+impl Drop for LocalSocket {
     fn drop(&mut self) {
         if let Some(file) = self.file.as_ref().filter(|file| file.is_there())
             && let Err(error) = fs::remove_file(&file.path)
         {
             // As when the process has become another user: a caretaker removes it, or the next start.
-            tracing::debug!(path = %file.path.display(), %error, "the UAPI socket stays behind");
+            tracing::debug!(path = %file.path.display(), %error, "a socket stays behind");
         }
     }
 }

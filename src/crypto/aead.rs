@@ -2,8 +2,9 @@
 //! no associated data on transport messages. AES-256-GCM with the same nonce is the other [`Suite`].
 //!
 //! The interface is a *run*: packets of one keypair, with consecutive counters to seal and any counters to open. Where
-//! the processor can, runs of ChaCha20-Poly1305 go through `lanes`, several packets side by side; what is left,
-//! AES-256-GCM, and everything on other processors, goes through AWS-LC, one packet after the other.
+//! the processor can, runs of ChaCha20-Poly1305 go through `lanes`, several packets side by side, and short packets
+//! that are alone through its `brief`; what is left, AES-256-GCM, and everything on other processors, goes through
+//! AWS-LC, one packet after the other.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -13,9 +14,16 @@ use arrayvec::ArrayVec;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use subtle::Choice;
 
-use super::lanes::{self, Packet, Tags, Width};
+use super::lanes::{self, Packet, Tags, Width, brief};
+use super::x25519;
 use crate::mutation::holds;
 use crate::types::{Secret, Suite};
+
+mod null;
+
+/// False in a build with the feature `null-cipher`, for measurements only: transport messages of WireGuard's suite are
+/// then neither sealed nor authenticated. Handshakes are the same in either.
+pub const ENCRYPTS: bool = !cfg!(feature = "null-cipher");
 
 /// Bytes that authentication adds behind a ciphertext.
 pub const TAG_LEN: usize = 16;
@@ -55,12 +63,14 @@ pub fn has_vector_aes() -> bool {
 /// What seals and opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
-    /// Runs in up to 16 lanes (AVX-512 IFMA), single packets by AWS-LC.
+    /// Runs in up to 16 lanes (AVX-512 IFMA), short packets that are alone in little code, others by AWS-LC.
     Lanes,
     /// AWS-LC alone, because this processor has nothing better.
     Scalar,
     /// AWS-LC alone, because it was asked for.
     ScalarByChoice,
+    /// Nothing: a build without [`ENCRYPTS`].
+    Nothing,
     /// AWS-LC alone, because lanes and AWS-LC did not agree at start: a fault of the processor or of Ringway.
     ScalarAfterFailure,
 }
@@ -71,6 +81,7 @@ impl fmt::Display for Implementation {
             Self::Lanes => "16 lanes (AVX-512 IFMA)",
             Self::Scalar => "scalar (no AVX-512 IFMA here)",
             Self::ScalarByChoice => "scalar (by choice)",
+            Self::Nothing => "NOTHING: this build does not encrypt",
             Self::ScalarAfterFailure => "scalar (the self-test of the lanes failed)",
         })
     }
@@ -79,12 +90,14 @@ impl fmt::Display for Implementation {
 static IMPLEMENTATION: OnceLock<Implementation> = OnceLock::new();
 
 /// Decides for this process, before anything is sealed or opened, and says for what; later calls change nothing. Unless
-/// `scalar` is asked for, the lanes must first agree with AWS-LC in a self-test of about a millisecond.
+/// `scalar` is asked for, the lanes must first agree with AWS-LC in a self-test of about two milliseconds. X25519
+/// follows the same decision.
 pub fn choose(scalar: bool) -> Implementation {
     *IMPLEMENTATION.get_or_init(|| match scalar {
+        _ if !ENCRYPTS => Implementation::Nothing,
         true => Implementation::ScalarByChoice,
         false if !lanes::supported() => Implementation::Scalar,
-        false if self_test() => Implementation::Lanes,
+        false if self_test() && brief_self_test() && x25519::lanes_agree() => Implementation::Lanes,
         false => Implementation::ScalarAfterFailure,
     })
 }
@@ -94,12 +107,13 @@ pub fn implementation() -> Implementation {
     IMPLEMENTATION.get().copied().unwrap_or_else(|| choose(false))
 }
 
+fn is_by_lanes(suite: Suite) -> bool {
+    suite == Suite::ChaCha20Poly1305 && implementation() == Implementation::Lanes
+}
+
 /// How many of the packets with these lengths come next, and by what.
 fn plan(suite: Suite, lens: &[usize]) -> (usize, Option<Width>) {
-    if suite != Suite::ChaCha20Poly1305 {
-        return (1, None);
-    }
-    let width = lanes::plan(lens).filter(|_| implementation() == Implementation::Lanes);
+    let width = lanes::plan(lens).filter(|_| is_by_lanes(suite));
     (width.map_or(1, |width| width.lanes().min(lens.len())), width)
 }
 
@@ -188,6 +202,12 @@ impl<'a> Pieces<'a> {
 #[must_use]
 pub fn seal_run(key: &Key, first_counter: u64, buffer: &mut [u8], spans: &[Span]) -> bool {
     let mut pieces = Pieces::of(buffer);
+    if !ENCRYPTS && key.suite == Suite::ChaCha20Poly1305 {
+        return null::mark_run(&mut pieces, spans);
+    }
+    if let [span] = spans {
+        return seal_alone(key, first_counter, &mut pieces, span).is_some();
+    }
     let mut counter = first_counter;
     let mut rest = spans;
     while !rest.is_empty() {
@@ -196,13 +216,9 @@ pub fn seal_run(key: &Key, first_counter: u64, buffer: &mut [u8], spans: &[Span]
         let (now, later) = rest.split_at(count);
         let sealed = match width {
             Some(width) => seal_side_by_side(width, key, counter, &mut pieces, now),
-            // A packet that is alone needs no arrays.
-            None => (0..).zip(now).try_for_each(|(n, span)| {
-                let (text, place) = take(&mut pieces, span)?;
-                let tag = seal_alone(&key.cipher, counter.wrapping_add(n), text)?;
-                place.copy_from_slice(tag.as_ref());
-                Some(())
-            }),
+            None => (0..)
+                .zip(now)
+                .try_for_each(|(n, span)| seal_alone(key, counter.wrapping_add(n), &mut pieces, span)),
         };
         if sealed.is_none() {
             return false;
@@ -238,7 +254,20 @@ fn seal_side_by_side(
     Some(())
 }
 
-fn seal_alone(cipher: &LessSafeKey, counter: u64, text: &mut [u8]) -> Option<Tag> {
+/// A packet that is alone needs no arrays.
+fn seal_alone(key: &Key, counter: u64, pieces: &mut Pieces<'_>, span: &Span) -> Option<()> {
+    let (text, place) = take(pieces, span)?;
+    if is_by_lanes(key.suite)
+        && let Some(tag) = brief::seal(&key.secret.0, counter, text)
+    {
+        place.copy_from_slice(&tag);
+        return Some(());
+    }
+    place.copy_from_slice(seal_by_library(&key.cipher, counter, text)?.as_ref());
+    Some(())
+}
+
+fn seal_by_library(cipher: &LessSafeKey, counter: u64, text: &mut [u8]) -> Option<Tag> {
     cipher.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text).ok()
 }
 
@@ -265,7 +294,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// Plaintext whose tag was right: only [`open_run`] makes one.
+/// Plaintext whose tag was right: only [`open_run`] and [`open_alone`] make one.
 #[derive(Debug)]
 pub struct Authentic<'a>(&'a mut [u8]);
 
@@ -288,6 +317,10 @@ pub type OpenedRun<'a> = ArrayVec<Option<Authentic<'a>>, RUN>;
 
 /// Opens messages in place, each by itself, and puts what comes out behind what is in `opened`, which has room.
 pub fn open_run<'a>(key: &Key, messages: &mut ArrayVec<Sealed<'a>, RUN>, opened: &mut OpenedRun<'a>) {
+    if !ENCRYPTS && key.suite == Suite::ChaCha20Poly1305 {
+        opened.extend(messages.drain(..).map(|message| judge(message.text, null::is_marked(&message.tag))));
+        return;
+    }
     let lens: ArrayVec<usize, RUN> = messages.iter().map(|message| message.text.len()).collect();
     let mut messages = messages.drain(..);
     let mut rest = &lens[..];
@@ -297,10 +330,7 @@ pub fn open_run<'a>(key: &Key, messages: &mut ArrayVec<Sealed<'a>, RUN>, opened:
         let now = messages.by_ref().take(count);
         match width {
             Some(width) => open_side_by_side(width, key, now, opened),
-            None => opened.extend(now.map(|mut message| {
-                let verdict = open_alone(&key.cipher, &mut message);
-                judge(message.text, verdict)
-            })),
+            None => opened.extend(now.map(|message| open_alone(key, message))),
         }
     }
 }
@@ -322,9 +352,24 @@ fn open_side_by_side<'a>(
     opened.extend(packets.drain(..).zip(verdicts).map(|(packet, verdict)| judge(packet.text, verdict)));
 }
 
-fn open_alone(cipher: &LessSafeKey, message: &mut Sealed<'_>) -> Choice {
+/// Opens one message in place as [`open_run`] does many. `None`: not authentic; its bytes are wiped.
+#[must_use]
+pub fn open_alone<'a>(key: &Key, message: Sealed<'a>) -> Option<Authentic<'a>> {
     let Sealed { counter, text, tag } = message;
-    let opened = cipher.open_in_place_separate_tag(nonce(*counter), Aad::empty(), tag, text);
+    if !ENCRYPTS && key.suite == Suite::ChaCha20Poly1305 {
+        return judge(text, null::is_marked(&tag));
+    }
+    if is_by_lanes(key.suite)
+        && let Some(verdict) = brief::open(&key.secret.0, counter, text, &tag)
+    {
+        return judge(text, verdict);
+    }
+    let verdict = open_by_library(&key.cipher, counter, text, &tag);
+    judge(text, verdict)
+}
+
+fn open_by_library(cipher: &LessSafeKey, counter: u64, text: &mut [u8], tag: &[u8; TAG_LEN]) -> Choice {
+    let opened = cipher.open_in_place_separate_tag(nonce(counter), Aad::empty(), tag, text);
     Choice::from(u8::from(opened.is_ok()))
 }
 
@@ -340,11 +385,7 @@ fn judge(text: &mut [u8], verdict: Choice) -> Option<Authentic<'_>> {
 /// Opens one packet, ciphertext and tag. Yields the plaintext's length; `None`: not authentic, the bytes are wiped.
 #[must_use]
 pub fn open(key: &Key, counter: u64, packet: &mut [u8]) -> Option<usize> {
-    let mut messages = ArrayVec::new();
-    messages.push(Sealed::new(counter, packet)?);
-    let mut opened = ArrayVec::new();
-    open_run(key, &mut messages, &mut opened);
-    opened.pop()?.map(|text| text.len())
+    open_alone(key, Sealed::new(counter, packet)?).map(|text| text.len())
 }
 
 /// Lanes and AWS-LC agree about packets of many lengths, of their own keys, sealed and opened.
@@ -369,7 +410,7 @@ fn self_test() -> bool {
             let mut right =
                 packets.iter().zip(&plain).zip(&keys).zip(tags).all(|(((packet, plain), key), tag)| {
                     let mut text = plain.clone();
-                    let sealed = seal_alone(&key.cipher, packet.counter, &mut text);
+                    let sealed = seal_by_library(&key.cipher, packet.counter, &mut text);
                     sealed.is_some_and(|alone| *alone.as_ref() == tag) && *packet.text == text
                 });
             // Opened with one tag of another packet.
@@ -382,6 +423,23 @@ fn self_test() -> bool {
             drop(packets);
             right && by_lanes == plain
         })
+    })
+}
+
+/// The same of short packets that are alone.
+fn brief_self_test() -> bool {
+    let key = Key::new(&Secret([0xa5; 32]));
+    [1, 15, 16, 17, 63, 64, 65, brief::MAX].into_iter().all(|len: usize| {
+        let plain: Vec<u8> = (0..len).map(|i| !i as u8).collect();
+        let (mut right, mut text) = (plain.clone(), plain.clone());
+        let counter = u64::MAX - len as u64;
+        let Some(tag) = seal_by_library(&key.cipher, counter, &mut right) else { return false };
+        let Ok(tag) = tag.as_ref().try_into() else { return false };
+        let sealed = brief::seal(&key.secret.0, counter, &mut text) == Some(tag) && text == right;
+        let mut open = |tag| brief::open(&key.secret.0, counter, &mut text, tag).map(bool::from);
+        let opened = open(&tag) == Some(true);
+        // The text is plain again, which is no ciphertext of that tag.
+        sealed && opened && open(&tag) == Some(false)
     })
 }
 

@@ -1,12 +1,17 @@
-//! X25519 (RFC 7748), the Diffie-Hellman function of the handshake.
+//! X25519 (RFC 7748), the Diffie-Hellman function of the handshake: by AWS-LC, and where several are wanted at once and
+//! the processor can, side by side in `lanes`.
 //!
 //! A shared secret of zero means that the other side chose a point of low order and so forced the result. It is an
 //! error here, so that nothing is ever sent or stored under such a secret (RFC 7748 section 6.1).
 
+use arrayvec::ArrayVec;
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
 use rand_core::CryptoRng;
+use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
+use super::aead::{self, Implementation};
+use super::lanes;
 use crate::mutation::holds;
 use crate::types::{PublicKey, Secret};
 
@@ -74,6 +79,60 @@ impl PrivateKey {
         });
         if holds("low-order", agreed.is_ok()) { Ok(shared) } else { Err(LowOrder) }
     }
+}
+
+/// Pairs that [`shared_by_each`] takes at most.
+pub const SIDE_BY_SIDE: usize = lanes::x25519::PAIRS;
+
+/// From so many on, pairs side by side are faster than one after the other (docs/decisions/0048-handshakes.md).
+const WORTHWHILE: usize = 3;
+
+/// As [`PrivateKey::shared`], for several pairs, in their order: side by side where they are enough and the processor
+/// can.
+///
+/// # Errors
+/// Those of [`PrivateKey::shared`], of each pair by itself.
+pub fn shared_by_each(
+    pairs: &ArrayVec<(&PrivateKey, &PublicKey), SIDE_BY_SIDE>,
+) -> ArrayVec<Result<Secret, LowOrder>, SIDE_BY_SIDE> {
+    if pairs.len() >= WORTHWHILE && aead::implementation() == Implementation::Lanes {
+        by_lanes(pairs)
+    } else {
+        pairs.iter().map(|(ours, theirs)| ours.shared(theirs)).collect()
+    }
+}
+
+fn by_lanes(pairs: &[(&PrivateKey, &PublicKey)]) -> ArrayVec<Result<Secret, LowOrder>, SIDE_BY_SIDE> {
+    let pairs: ArrayVec<_, SIDE_BY_SIDE> =
+        pairs.iter().take(SIDE_BY_SIDE).map(|(ours, theirs)| (&ours.secret.0, &theirs.0)).collect();
+    let products = lanes::multiply(&pairs);
+    let each = products.iter().take(pairs.len());
+    each.map(|product| {
+        let is_zero = bool::from(product.ct_eq(&[0; 32]));
+        if holds("low-order", !is_zero) { Ok(Secret(*product)) } else { Err(LowOrder) }
+    })
+    .collect()
+}
+
+/// Lanes and AWS-LC agree about keys of many kinds; false as well where there are no lanes.
+pub(super) fn lanes_agree() -> bool {
+    let keys: [PrivateKey; SIDE_BY_SIDE] =
+        std::array::from_fn(|n| PrivateKey::new(&Secret(std::array::from_fn(|i| (11 * i + 7 * n) as u8))));
+    // 2^255 - 20, which is the highest, 2^255 - 18, which is 1, and others up to all ones.
+    let edges = [0xec, 0xee, 0xf0, 0xff].map(|first| {
+        let mut point = [0xff; 32];
+        (point[0], point[31]) = (first, 0x7f);
+        PublicKey(point)
+    });
+    let points: ArrayVec<&PublicKey, SIDE_BY_SIDE> =
+        keys.iter().take(SIDE_BY_SIDE - edges.len()).map(PrivateKey::public).chain(&edges).collect();
+    let pairs: ArrayVec<_, SIDE_BY_SIDE> = keys.iter().rev().zip(points).collect();
+    let alone = pairs.iter().map(|(ours, theirs)| ours.shared(theirs));
+    let same = |(one, other): (Result<Secret, _>, &Result<Secret, _>)| match (&one, other) {
+        (Ok(one), Ok(other)) => one.0 == other.0,
+        (one, other) => one.is_err() && other.is_err(),
+    };
+    lanes::supported() && alone.zip(&by_lanes(&pairs)).all(same)
 }
 
 impl std::fmt::Debug for PrivateKey {

@@ -5,7 +5,8 @@
 //!
 //! 1. exact length ([`Kind::of`]) and mac1: whoever does not know our public key costs one BLAKE2s
 //! 2. a response or cookie reply must answer something of ours
-//! 3. under load a valid mac2, or else one cookie reply (WireGuard white paper section 5.3)
+//! 3. under load a valid mac2, or else one cookie reply (WireGuard white paper section 5.3); while more comes than can
+//!    be read, whoever had none lately is answered and others are not, since an answer costs more than all before it
 //! 4. only now the limit per source: mac2 proves that the sender receives at its address, so a forger cannot spend a
 //!    victim's tokens
 //! 5. a bounded queue by what is known of the sender; one class never fills another's queue
@@ -34,6 +35,10 @@ pub const SOURCE_RATE: u32 = 20;
 pub const SOURCE_BURST: u32 = 5;
 /// Sources that a limiter remembers; 16 bytes each.
 pub const SOURCES: usize = SETS * WAYS;
+/// While more comes than can be read, a source gets this many cookie replies per second.
+pub const REPLY_RATE: u32 = 1;
+/// Sources that are known to have got one; 16 bytes each.
+pub const REPLIED: usize = REPLIED_SETS * WAYS;
 /// Under load lasts at least this long after the last sign of it.
 pub const LOAD_HELD: Duration = Duration::from_secs(1);
 /// Under load begins when a queue is full to one part in this many.
@@ -83,6 +88,10 @@ pub struct Admission<T> {
     unproven: SourceLimiter,
     /// Arrivals with a valid mac2.
     proven: SourceLimiter,
+    /// More has come than could be read.
+    behind: bool,
+    /// Cookie replies while behind; made when that is first so.
+    replied: Option<SourceLimiter>,
     queues: Queues<T>,
 }
 
@@ -93,13 +102,16 @@ impl<T> Default for Admission<T> {
 }
 
 impl<T> Admission<T> {
-    /// An open gate; everything it will ever need is allocated here (about 0.5 MiB and the queues).
+    /// An open gate; all it needs is allocated here (about 0.5 MiB and the queues), but for 1 MiB when it is first
+    /// behind.
     #[must_use]
     pub fn new() -> Self {
         Self {
             load: LoadState::default(),
             unproven: SourceLimiter::new(),
             proven: SourceLimiter::new(),
+            behind: false,
+            replied: None,
             queues: Queues::new(),
         }
     }
@@ -124,6 +136,11 @@ impl<T> Admission<T> {
         let _ = self.queues.push(class, item());
         self.load.observe(self.queues.busy(), now);
         verdict
+    }
+
+    /// Notes whether datagrams are left that could not be read at once.
+    pub fn set_behind(&mut self, behind: bool) {
+        self.behind = behind;
     }
 
     /// Queues an initiation of our own.
@@ -181,7 +198,11 @@ impl<T> Admission<T> {
             && (kind == Kind::Response || self.unproven.take(source, now));
         if !trusted {
             if !mac2() {
-                return Verdict::Cookie;
+                return if self.may_reply(source, now) {
+                    Verdict::Cookie
+                } else {
+                    Verdict::Drop(Drop::CookieRequired)
+                };
             }
             if !self.proven.take(source, now) {
                 return Verdict::Drop(Drop::SourceLimit);
@@ -192,6 +213,12 @@ impl<T> Admission<T> {
             Kind::Initiation => Class::Unknown,
             _ => Class::Answer,
         })
+    }
+
+    /// Whether there is time for a cookie reply, or it is this source's turn.
+    fn may_reply(&mut self, source: IpAddr, now: Time) -> bool {
+        let fresh = || SourceLimiter::sized(REPLIED_SETS, REPLY_RATE, 1);
+        !self.behind || self.replied.get_or_insert_with(fresh).take(source, now)
     }
 }
 
@@ -217,16 +244,14 @@ impl LoadState {
 }
 
 const SETS: usize = 2048;
+const REPLIED_SETS: usize = 8192;
 const WAYS: usize = 8;
-/// One token's worth of time.
-const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / SOURCE_RATE as u64);
-/// A token is left while the bucket will be full again within this time.
-const TOLERANCE: Duration = Duration::from_nanos(INTERVAL.as_nanos() as u64 * (SOURCE_BURST as u64 - 1));
 
-/// A token bucket per source (IPv4 address, IPv6 /64): [`SOURCE_RATE`] per second, [`SOURCE_BURST`] at once.
+/// A token bucket per source (IPv4 address, IPv6 /64): [`SOURCE_RATE`] per second, [`SOURCE_BURST`] at once, or as it
+/// is made.
 ///
 /// A bucket is one instant, the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
-/// Buckets stand in a table of 2048 sets of 8, as in a processor's cache; the set comes from a hash (SipHash)
+/// Buckets stand in a table of sets of 8, as in a processor's cache; the set comes from a hash (SipHash)
 /// keyed at start, so nobody can aim at a set. A source that is new takes the place in its set whose bucket is the
 /// fullest. A bucket that is full already is the same as none, so an entry expires by itself, 250 ms after its
 /// last token was taken at the latest, without any sweeping. Each look-up costs the same eight comparisons
@@ -236,6 +261,10 @@ const TOLERANCE: Duration = Duration::from_nanos(INTERVAL.as_nanos() as u64 * (S
 /// bucket: the limiter then errs on the side of letting in. A newcomer is never refused for want of a place.
 pub struct SourceLimiter {
     sets: Box<[[Bucket; WAYS]]>,
+    /// One token's worth of time.
+    interval: Duration,
+    /// A token is left while the bucket will be full again within this time.
+    tolerance: Duration,
     hash: RandomState,
 }
 
@@ -255,14 +284,24 @@ impl SourceLimiter {
     /// All buckets full; 256 KiB.
     #[must_use]
     pub fn new() -> Self {
-        Self { sets: vec![[Bucket::default(); WAYS]; SETS].into_boxed_slice(), hash: RandomState::new() }
+        Self::sized(SETS, SOURCE_RATE, SOURCE_BURST)
+    }
+
+    fn sized(sets: usize, rate: u32, burst: u32) -> Self {
+        let interval = Duration::from_secs(1) / rate.max(1);
+        Self {
+            sets: vec![[Bucket::default(); WAYS]; sets].into_boxed_slice(),
+            interval,
+            tolerance: interval * burst.saturating_sub(1),
+            hash: RandomState::new(),
+        }
     }
 
     /// Takes a token of `addr`'s source; false if it has none.
     #[must_use]
     pub fn take(&mut self, addr: IpAddr, now: Time) -> bool {
         let source = source(addr);
-        let set = self.hash.hash_one(source) as usize % SETS;
+        let set = self.hash.hash_one(source) as usize % self.sets.len();
         let bucket = match self.sets[set].iter_mut().find(|bucket| bucket.source == source) {
             Some(bucket) => bucket,
             None => {
@@ -274,9 +313,9 @@ impl SourceLimiter {
             }
         };
         let full_at = bucket.full_at.max(now);
-        let allowed = full_at.since(now) <= TOLERANCE;
+        let allowed = full_at.since(now) <= self.tolerance;
         if allowed {
-            bucket.full_at = full_at + INTERVAL;
+            bucket.full_at = full_at + self.interval;
         }
         allowed
     }

@@ -41,7 +41,17 @@ impl AllowedIps {
     /// An empty table; its hash is keyed by the system's randomness.
     #[must_use]
     pub fn new() -> Self {
-        let hash = KeyedState::random();
+        Self::keyed(KeyedState::random())
+    }
+
+    /// An empty table whose hash is the same in every run, so that its instructions can be counted: a table that
+    /// others put prefixes into is made by [`AllowedIps::new`].
+    #[must_use]
+    pub fn with_key(seed: u64, multiplier: u64) -> Self {
+        Self::keyed(KeyedState { seed, multiplier: multiplier | 1 })
+    }
+
+    fn keyed(hash: KeyedState) -> Self {
         Self { v4: Table::new(hash), v6: Table::new(hash), lists: Lists::new(hash) }
     }
 

@@ -9,12 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use tokio::sync::mpsc;
 
 use crate::metrics::WorkerCounters;
+use crate::metrics::board::Board;
+use crate::noise::handshaker::NotInvited;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::eventfd::EventFd;
-use crate::types::{Endpoint, PeerId, Prefix, Suite, WorkerId};
+use crate::types::{Endpoint, PeerId, Prefix, PublicKey, Suite, WorkerId};
+use crate::wire::frame::enrolment::Enroll;
+use crate::wire::frame::lease::AddrRequest;
 use crate::wire::wireguard::INITIATION_LEN;
 
 /// Key messages that may wait for a worker; the handshake thread begins no work while a queue is full.
@@ -25,6 +30,10 @@ pub const CONTROL_QUEUE: usize = 256;
 pub const HANDOVER_QUEUE: usize = 256;
 /// Requests of all workers that may wait for the handshake thread; what does not fit stays with the worker.
 pub const REQUEST_QUEUE: usize = 4096;
+
+/// What may wait for the control thread, from all workers: a client's request that does not fit is dropped and counted,
+/// and asked again; news of sessions stays with the worker.
+pub const ASKED_QUEUE: usize = 1024;
 
 /// Wakes a thread that sleeps in its ring or in poll(2), and costs a load if it does not sleep.
 #[derive(Clone, Debug)]
@@ -123,6 +132,8 @@ pub enum Handover {
 pub enum ToWorker {
     /// This worker owns a new peer.
     AddPeer(PeerId),
+    /// The same, of an invite's use: it may ask to become a peer, and nothing else.
+    AddTemporary(PeerId),
     /// Forget the peer and its prefixes; acknowledged.
     RemovePeer(PeerId, Sender<()>),
     /// Our own key changed: every keypair ends now.
@@ -141,10 +152,18 @@ pub enum ToWorker {
     ClearSources,
     /// The device's MTU changed, bytes.
     SetMtu(u32),
+    /// Where to show numbers from now on, if anywhere.
+    Show(Option<Arc<Board>>),
     /// Sockets of a new reuseport group (another listen port).
     ReplaceSockets(super::Sockets),
+    /// A control frame for the peer, sealed with this suite if its session may.
+    Frame(PeerId, Suite, Box<[u8]>),
+    /// The last control frame, for every peer that has sent one.
+    Farewell(Arc<[u8]>),
     /// Send back counters and per-peer statistics.
     Report(Sender<WorkerReport>),
+    /// Send back statistics of one peer of this worker's; nothing comes back if it is none.
+    ReportPeer(PeerId, Sender<PeerReport>),
     /// Answer, if the loop still turns.
     Turns(Sender<()>),
     /// Leave the loop.
@@ -195,9 +214,94 @@ impl PeerReport {
     }
 }
 
+/// From a worker to the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// What a client has asked for in a control frame.
+    Asked(Asked),
+    /// What has become of a peer's session.
+    Session(PeerId, SessionChange),
+}
+
+/// What becomes of a session, by its own state ([`PeerSession::is_live`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionChange {
+    /// There was none, and there is one now. Where the peer is.
+    Connected(SocketAddr),
+    /// There is none any more.
+    Disconnected,
+    /// The peer has proven to be at another address.
+    Moved(SocketAddr),
+}
+
+/// What a client has asked for in a control frame.
+#[derive(Debug)]
+pub struct Asked {
+    /// Who: the session's peer, not what the frame says.
+    pub peer: PeerId,
+    /// What the frame was sealed with.
+    pub suite: Suite,
+    /// For the answer.
+    pub stream_id: u32,
+    /// What.
+    pub what: Wish,
+}
+
+/// What a client may ask the control thread for.
+#[derive(Debug)]
+pub enum Wish {
+    /// ADDR_REQUEST.
+    Addresses(AddrRequest),
+    /// DISCONNECT: it goes.
+    Disconnect,
+    /// ENROLL: this key is to be a peer's; what the handshake thread says of proof and key.
+    Enrol(PublicKey, Result<(), NotInvited>),
+}
+
+/// The way from workers and handshake thread to the control thread, whose runtime it wakes.
+#[derive(Clone, Debug)]
+pub struct AskedLink(mpsc::Sender<ToControl>);
+
+impl AskedLink {
+    /// A link and its receiving end.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<ToControl>) {
+        let (asked, receiver) = mpsc::channel(ASKED_QUEUE);
+        (Self(asked), receiver)
+    }
+
+    /// Hands a request over; never waits. False if there is no room.
+    #[must_use]
+    pub fn ask(&self, asked: Asked) -> bool {
+        self.0.try_send(ToControl::Asked(asked)).is_ok()
+    }
+
+    /// Tells what became of a session; never waits. False if the queue is half full: the rest is for requests, which
+    /// are dropped when it is full, while this can be told later.
+    #[must_use]
+    pub fn tell(&self, peer: PeerId, change: SessionChange) -> bool {
+        self.0.capacity() > ASKED_QUEUE / 2 && self.0.try_send(ToControl::Session(peer, change)).is_ok()
+    }
+}
+
+/// An ENROLL, on its way to where its proof is verified.
+#[derive(Debug)]
+pub struct Claim {
+    /// The temporary peer.
+    pub peer: PeerId,
+    /// Our receiver index of the session that it came in.
+    pub index: u32,
+    /// For the answer.
+    pub stream_id: u32,
+    /// Key and proof.
+    pub enroll: Enroll,
+}
+
 /// From workers to the handshake thread.
 #[derive(Debug)]
 pub enum Request {
+    /// Somebody wants to become a peer.
+    Enroll(Box<Claim>),
     /// From a peer's session.
     Protocol(ToHandshaker),
     /// A session was confirmed: initiations from this address are worth more than a stranger's.
@@ -228,10 +332,18 @@ impl WorkerLink {
         sent
     }
 
-    /// True if a key message would find room. Reliable for the handshake thread, the only producer.
+    /// Queues a control message if there is room: for what may be lost.
     #[must_use]
-    pub fn has_key_room(&self) -> bool {
-        !self.keys.is_full()
+    pub fn try_control(&self, message: ToWorker) -> bool {
+        let sent = self.control.try_send(message).is_ok();
+        self.bell.ring();
+        sent
+    }
+
+    /// True if so many key messages would find room. Reliable for the handshake thread, the only producer.
+    #[must_use]
+    pub fn has_key_room(&self, count: usize) -> bool {
+        self.keys.capacity().is_none_or(|capacity| capacity.saturating_sub(self.keys.len()) >= count)
     }
 
     /// Queues a key message. The caller has asked [`Self::has_key_room`] before it began the work.

@@ -15,21 +15,22 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Sockets;
 use super::admission::{Admission, Arrival, Verdict};
-use super::handoff::{Bell, Handover, Request, WorkerLink};
+use super::handoff::{Asked, AskedLink, Bell, Claim, Handover, Request, Wish, WorkerLink};
 use super::outbound::HANDSHAKE_TOS;
 use crate::crypto::random::SystemRng;
 use crate::metrics::board::Board;
 use crate::metrics::drops::Drop;
 use crate::metrics::{HandshakeCounters, HandshakeGauges};
-use crate::noise::handshaker::{HandshakeError, Handshaker};
+use crate::noise::handshaker::{HandshakeError, Handshaker, TOGETHER};
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{ToHandshaker, ToOwner};
-use crate::sys::{clock, poll, socket};
-use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
-use crate::wire::wireguard::{INITIATION_LEN, Kind, TransportHeader};
+use crate::sys::socket::{self, MANY, Outgoing};
+use crate::sys::{clock, poll};
+use crate::types::{Endpoint, PeerId, PublicKey, Secret, Suite, Time, WorkerId};
+use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, Kind, TransportHeader};
 
-/// Messages read from a socket per turn.
-const RECEIVES_PER_TURN: usize = 64;
+/// Receives from a socket per turn, of [`MANY`] messages each.
+const RECEIVES_PER_TURN: usize = 8;
 /// Messages worked on per turn: about 2 ms of cryptography, so that requests do not wait longer.
 const WORK_PER_TURN: usize = 16;
 /// How often pending handshakes are looked through for those that are too old.
@@ -44,12 +45,16 @@ pub enum ToHandshake {
     SetPrivateKey(Option<Secret>, Sender<Vec<PeerId>>),
     /// Adds a peer; false if its key is our own.
     AddPeer(PeerId, WorkerId, PublicKey, Option<Secret>, Sender<bool>),
+    /// Adds a peer of an invite's use; false if its key is our own.
+    AddTemporary(PeerId, WorkerId, PublicKey, Sender<bool>),
     /// Sets or clears a preshared key; acknowledged: every keypair made with the old one is on its way by then.
     SetPsk(PeerId, Option<Secret>, Sender<()>),
     /// Forgets a peer; acknowledged.
     RemovePeer(PeerId, Sender<()>),
     /// Sockets of another listen port.
     ReplaceSockets(Sockets),
+    /// Where to show numbers from now on, if anywhere.
+    Show(Option<Arc<Board>>),
     /// Asks for the counters.
     Report(Sender<HandshakeCounters>),
     /// Answer, if the loop still turns.
@@ -105,6 +110,8 @@ pub struct Parts {
     pub requests: Receiver<Request>,
     /// From the control thread.
     pub control: Receiver<ToHandshake>,
+    /// To the control thread.
+    pub asked: AskedLink,
     /// Rung by all of them.
     pub bell: Bell,
     /// For ephemerals, indices and cookies.
@@ -121,7 +128,10 @@ pub struct HandshakeThread {
     waiting: Option<Work>,
     live: HashMap<SocketAddr, PeerId>,
     counters: HandshakeCounters,
-    buffer: Box<[u8]>,
+    /// One for each message of a receive. Only what messages touch is ever in memory.
+    buffers: Vec<Box<[u8]>>,
+    /// Cookie replies that are to be sent together.
+    replies: ArrayVec<(Endpoint, [u8; COOKIE_REPLY_LEN]), MANY>,
     now: Time,
     /// When pending handshakes were last looked through.
     expired: Time,
@@ -141,7 +151,8 @@ impl HandshakeThread {
             waiting: None,
             live: HashMap::new(),
             counters: HandshakeCounters::default(),
-            buffer: vec![0; 64 << 10].into_boxed_slice(),
+            buffers: (0..MANY).map(|_| vec![0; 64 << 10].into_boxed_slice()).collect(),
+            replies: ArrayVec::new(),
             now: clock::boottime(),
             expired: Time::default(),
             stop: false,
@@ -205,30 +216,37 @@ impl HandshakeThread {
         waited
     }
 
+    /// Whether every worker takes as many key messages as are made at a time.
     fn has_key_room(&self) -> bool {
-        self.parts.workers.iter().all(WorkerLink::has_key_room)
+        self.parts.workers.iter().all(|worker| worker.has_key_room(TOGETHER))
     }
 
     fn receive(&mut self) {
         let sockets = [self.parts.sockets.v4.clone(), self.parts.sockets.v6.clone()];
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let mut behind = false;
         for fd in sockets.iter().flatten() {
-            for _ in 0..RECEIVES_PER_TURN {
-                let mut buffer = std::mem::take(&mut self.buffer);
-                let received = socket::recv(fd, &mut buffer);
-                if let Ok(received) = &received {
-                    let endpoint = Endpoint { remote: received.remote, source: received.source };
-                    if received.truncated {
-                        self.counters.drops.count(Drop::Oversized);
-                    } else {
-                        self.datagram(&buffer[..received.len], endpoint, received.tos);
-                    }
-                }
-                self.buffer = buffer;
-                if received.is_err() {
-                    break;
-                }
+            let emptied = (0..RECEIVES_PER_TURN).any(|_| !self.receive_from(fd, &mut buffers));
+            behind |= !emptied;
+        }
+        self.buffers = buffers;
+        self.admission.set_behind(behind);
+        self.reply();
+    }
+
+    /// Takes what one receive gives; false if there was less than it could take.
+    fn receive_from(&mut self, fd: &impl AsFd, buffers: &mut [Box<[u8]>]) -> bool {
+        let Ok(received) = socket::recv_many(fd, buffers) else { return false };
+        let full = received.is_full();
+        for (received, buffer) in received.into_iter().zip(buffers) {
+            let Ok(received) = received else { continue };
+            let endpoint = Endpoint { remote: received.remote, source: received.source };
+            match buffer.get(..received.len) {
+                Some(bytes) if !received.truncated => self.datagram(bytes, endpoint, received.tos),
+                _ => self.counters.drops.count(Drop::Oversized),
             }
         }
+        full
     }
 
     fn datagram(&mut self, bytes: &[u8], endpoint: Endpoint, tos: u8) {
@@ -275,18 +293,41 @@ impl HandshakeThread {
                 self.counters.drops.count(Drop::CookieRequired);
                 let Parts { handshaker, rng, .. } = &mut self.parts;
                 if let Some(reply) = handshaker.cookie_reply(bytes, remote, now, rng) {
-                    self.counters.cookies_sent += 1;
-                    self.answer(endpoint, &reply);
+                    if self.replies.is_full() {
+                        self.reply();
+                    }
+                    self.replies.push((endpoint, reply));
                 }
             }
         }
     }
 
-    fn answer(&mut self, endpoint: Endpoint, message: &[u8]) {
-        let Some(fd) = self.parts.sockets.towards(endpoint.remote) else { return };
-        if socket::send(fd, message, endpoint.remote, endpoint.source, HANDSHAKE_TOS, None).is_err() {
-            self.counters.drops.count(Drop::SendFailed);
+    /// Sends the cookie replies that wait, those of a family in a row by one call.
+    fn reply(&mut self) {
+        let outgoing = self.replies.iter().map(|(Endpoint { remote, source }, payload)| Outgoing {
+            payload,
+            remote: *remote,
+            source: *source,
+            tos: HANDSHAKE_TOS,
+            segment: None,
+        });
+        let outgoing: ArrayVec<_, MANY> = outgoing.collect();
+        for run in outgoing.chunk_by(|one, next| one.remote.is_ipv4() == next.remote.is_ipv4()) {
+            let fd = run.first().and_then(|first| self.parts.sockets.towards(first.remote));
+            let (Some(fd), mut rest) = (fd, run) else { continue };
+            while !rest.is_empty() {
+                let sent = socket::send_many(fd, rest).unwrap_or(0);
+                self.counters.cookies_sent += sent as u64;
+                rest = rest.get(sent..).unwrap_or_default();
+                // What it stopped at is not tried again.
+                if let Some((_, later)) = rest.split_first() {
+                    self.counters.drops.count(Drop::SendFailed);
+                    rest = later;
+                }
+            }
         }
+        drop(outgoing);
+        self.replies.clear();
     }
 
     fn requests(&mut self) {
@@ -303,7 +344,19 @@ impl HandshakeThread {
                     self.live.insert(remote, peer);
                 }
                 Request::Message { bytes, endpoint } => self.admit(&bytes, endpoint),
+                Request::Enroll(claim) => self.claimed(*claim),
             }
+        }
+    }
+
+    /// Verifies the proof of whoever wants to become a peer, here where the handshakes' hashes are; what is to be
+    /// looked up is the control thread's.
+    fn claimed(&mut self, claim: Claim) {
+        let Claim { peer, index, stream_id, enroll } = claim;
+        let verdict = self.parts.handshaker.invited(peer, index, &enroll.own, &enroll.proof);
+        let what = Wish::Enrol(enroll.own, verdict);
+        if !self.parts.asked.ask(Asked { peer, suite: Suite::ChaCha20Poly1305, stream_id, what }) {
+            self.counters.drops.count(Drop::ControlFull);
         }
     }
 
@@ -314,15 +367,31 @@ impl HandshakeThread {
     }
 
     fn work(&mut self) {
-        for _ in 0..WORK_PER_TURN {
-            if !self.has_key_room() {
+        for _ in 0..WORK_PER_TURN / TOGETHER {
+            if self.admission.is_empty() || !self.has_key_room() {
                 return;
             }
-            match self.admission.pop() {
-                None => return,
-                Some((_, Work::Begin(peer))) => self.begin(peer),
-                Some((_, Work::Message(bytes, endpoint))) => self.message(&bytes, endpoint),
+            let mut initiations = ArrayVec::new();
+            for (_, work) in
+                (0..TOGETHER).map_while(|_| self.admission.pop()).collect::<ArrayVec<_, TOGETHER>>()
+            {
+                match work {
+                    Work::Begin(peer) => self.begin(peer),
+                    Work::Message(bytes, endpoint) => match bytes[..].try_into() {
+                        Ok(initiation) => initiations.push((initiation, endpoint)),
+                        Err(_) => self.message(&bytes, endpoint),
+                    },
+                }
             }
+            self.initiations(&initiations);
+        }
+    }
+
+    fn initiations(&mut self, initiations: &ArrayVec<([u8; INITIATION_LEN], Endpoint), TOGETHER>) {
+        let Parts { handshaker, rng, .. } = &mut self.parts;
+        for result in handshaker.consume_initiations(initiations, self.now, rng) {
+            self.counters.responses_sent += u64::from(result.is_ok());
+            self.done(result.map(Some));
         }
     }
 
@@ -341,13 +410,10 @@ impl HandshakeThread {
     }
 
     fn message(&mut self, bytes: &[u8], endpoint: Endpoint) {
-        let Parts { handshaker, rng, .. } = &mut self.parts;
+        let handshaker = &mut self.parts.handshaker;
         let now = self.now;
         let counters = &mut self.counters;
-        let result = if let Ok(initiation) = bytes.try_into() {
-            let result = handshaker.consume_initiation(initiation, endpoint, now, rng);
-            result.map(Some).inspect(|_| counters.responses_sent += 1)
-        } else if let Ok(response) = bytes.try_into() {
+        let result = if let Ok(response) = bytes.try_into() {
             let result = handshaker.consume_response(response, endpoint, now);
             result.map(Some).inspect(|_| counters.responses_taken += 1)
         } else if let Ok(cookie) = bytes.try_into() {
@@ -356,10 +422,15 @@ impl HandshakeThread {
         } else {
             return;
         };
+        self.done(result);
+    }
+
+    /// Tells the owner what a message has yielded, or counts why it was refused.
+    fn done(&mut self, result: Result<Option<(WorkerId, ToOwner)>, HandshakeError>) {
         match result {
             Ok(Some((owner, message))) => self.tell(owner, message),
             Ok(None) => {}
-            Err(error) => counters.drops.count(reason(error)),
+            Err(error) => self.counters.drops.count(reason(error)),
         }
     }
 
@@ -379,6 +450,13 @@ impl HandshakeThread {
                 ToHandshake::AddPeer(peer, owner, key, psk, reply) => {
                     let _ = reply.send(handshaker.add_peer(peer, owner, key, psk).is_ok());
                 }
+                ToHandshake::AddTemporary(peer, owner, key, reply) => {
+                    let added = handshaker.add_peer(peer, owner, key, None).is_ok();
+                    if added {
+                        handshaker.invite(peer);
+                    }
+                    let _ = reply.send(added);
+                }
                 ToHandshake::SetPsk(peer, psk, done) => {
                     handshaker.set_psk(peer, psk);
                     let _ = done.send(());
@@ -389,6 +467,7 @@ impl HandshakeThread {
                     let _ = done.send(());
                 }
                 ToHandshake::ReplaceSockets(sockets) => self.parts.sockets = sockets,
+                ToHandshake::Show(board) => self.parts.board = board,
                 ToHandshake::Report(reply) => {
                     let _ = reply.send(self.counters.clone());
                 }

@@ -31,6 +31,7 @@ pub mod handoff;
 pub mod handshake;
 pub mod inbound;
 pub mod io;
+pub mod news;
 pub mod offload;
 pub mod outbound;
 pub mod peers;

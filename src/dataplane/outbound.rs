@@ -196,6 +196,8 @@ impl Outbound {
                 core.counters.tun_read_segments += 1;
             }
         }
+        // Here, so that a read which had to stop in between counts once.
+        core.counters.tun_read_sizes.record(packet.segments() as u64);
         Progress::Done
     }
 
@@ -292,12 +294,11 @@ impl Outbound {
             core.counters.drops.add(Drop::NoEndpoint, packets);
             return;
         };
+        let id = peer.id;
         if !sealed {
-            core.counters.drops.add(Drop::SendFailed, packets);
-            return;
+            return core.lose(id, Drop::SendFailed, packets);
         }
         peer.session.sent(data, run.used as u64, core.now);
-        let id = peer.id;
         core.counters.tx_packets += packets;
         core.counters.tx_bytes += run.used as u64;
         core.counters.aes_out += if suite == Suite::Aes256Gcm { packets } else { 0 };
@@ -367,7 +368,7 @@ impl Outbound {
             let segmented = end - run.start > run.segment;
             let result = match self.sockets.towards(run.endpoint.remote) {
                 None => {
-                    core.counters.drops.add(Drop::NoSocket, run.packets_left());
+                    core.lose(run.peer, Drop::NoSocket, run.packets_left());
                     return Outcome::Done;
                 }
                 Some(socket) => {
@@ -418,7 +419,7 @@ impl Outbound {
             core.counters.fragmented += 1;
             run.start = end;
         } else {
-            core.counters.drops.add(Drop::SendFailed, (end - run.start).div_ceil(run.segment) as u64);
+            core.lose(run.peer, Drop::SendFailed, (end - run.start).div_ceil(run.segment) as u64);
             run.start = end;
         }
     }
@@ -426,6 +427,10 @@ impl Outbound {
     /// Larger than the device's MTU: rather fragments than a black hole.
     fn send_in_fragments(&self, run: &Sealed, end: usize) -> bool {
         let Endpoint { remote, source } = run.endpoint;
+        // Over IPv6 the kernel has fragmented it already, if it can.
+        if remote.is_ipv6() {
+            return false;
+        }
         let part = &run.slot[run.start..end];
         self.sockets
             .towards(remote)

@@ -5,7 +5,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 
 use super::allowed_ips::AllowedIps;
-use super::frames::Allowance;
+use super::frames::{Allowance, Lost};
+use super::news::Told;
 use crate::mutation::holds;
 use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Wheel;
@@ -50,13 +51,16 @@ pub struct Peer {
     pub keepalive: bool,
     /// How many of its control frames are looked at.
     pub frames: Allowance,
+    /// Packets for it that were dropped and that it does not know of.
+    pub lost: Lost,
+    /// What control knows of its session.
+    pub told: Told,
 }
 
 /// The table.
 pub struct Peers {
     /// Where the peer of each slot stands in `sessions`; [`NOBODY`] if it is another worker's.
     slots: Vec<u32>,
-    /// The keys: out of core dumps and out of swap.
     sessions: Slab<Peer>,
     count: usize,
     indices: HashMap<u32, u32, BuildHasherDefault<IndexHasher>>,
@@ -96,6 +100,8 @@ impl Peers {
             due: false,
             keepalive: false,
             frames: Allowance::default(),
+            lost: Lost::default(),
+            told: Told::default(),
         })?;
         self.count += 1;
         Ok(())
@@ -141,12 +147,6 @@ impl Peers {
         self.sessions.indices().filter_map(|index| self.sessions.value(index))
     }
 
-    /// False if the kernel refused to keep the keys out of swap.
-    #[must_use]
-    pub fn locked(&self) -> bool {
-        self.sessions.locked()
-    }
-
     /// The slot whose session has this local receiver index.
     #[inline]
     #[must_use]
@@ -190,6 +190,12 @@ impl Peers {
 mod tests {
     use super::*;
     use crate::noise::timers::Limits;
+
+    /// Of 1 KiB that a configured peer costs in all tables (docs/decisions/0057-idle-peers.md).
+    #[test]
+    fn a_peer_without_a_session_takes_six_cache_lines() {
+        assert!(size_of::<Peer>() <= 6 * 64, "{}", size_of::<Peer>());
+    }
 
     #[test]
     fn a_peer_of_another_generation_is_not_found() {

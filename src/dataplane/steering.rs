@@ -155,7 +155,7 @@ impl Steering {
     /// The queue that a packet to `addr` shall go to: the longest prefix that was set, else the hash.
     #[must_use]
     pub fn expected(&self, addr: IpAddr) -> u16 {
-        let longest = if addr.is_ipv4() { 32 } else { 128 };
+        let longest = Prefix::host(addr).len();
         (0..=longest)
             .rev()
             .filter_map(|len| self.entries.get(&Prefix::new(addr, len)?))

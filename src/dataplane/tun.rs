@@ -128,7 +128,7 @@ pub fn open_device(name: &str, queues: u16, wanted: TunOffloads) -> Result<TunDe
     if queues == 0 {
         return Err(TunError::Queues { queues });
     }
-    let flags = OpenFlags { multi_queue: queues > 1, exclusive: false };
+    let flags = OpenFlags { multi_queue: queues > 1, ..OpenFlags::default() };
     let (first, name) = open_first(name, queues, flags)?;
     let mut all = vec![first];
     while all.len() < usize::from(queues) {

@@ -195,7 +195,7 @@ fn configure(socket: &Socket, domain: Domain, mark: Mark) -> Result<(), UdpError
             socket::set_v6_only(socket)?;
         }
         socket::set_receive_info(socket, domain)?;
-        socket::set_interface_mtu(socket, domain)?;
+        socket::set_path_mtu(socket, domain)?;
         socket::set_buffers(socket, SOCKET_BUFFER)
     };
     configure().map_err(|source| UdpError::Other { action: "configure", source })?;

@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::Sockets;
 use super::frames::{self, Answer};
 use super::handoff::{
-    Handover, KEY_QUEUE, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink, WorkerReport,
+    AskedLink, Handover, KEY_QUEUE, PeerReport, Request, RequestLink, ToWorker, WorkerInbox, WorkerLink,
+    WorkerReport,
 };
 use super::inbound::Inbound;
 use super::io::{Event, Family, Io, Target, TunRead};
@@ -73,13 +74,17 @@ pub struct Core {
     vnet_header: bool,
     workers: Vec<WorkerLink>,
     requests: RequestLink,
+    /// To the control thread.
+    pub asked: AskedLink,
     /// Requests that found the queue full; bounded, since a peer has at most one Begin and a few Releases under way.
     backlog: VecDeque<Request>,
     index_key: IndexKey,
-    limits: Limits,
+    limits: Arc<Limits>,
     policy: Policy,
     /// Control frames that answer those of this turn.
     answers: frames::Answers,
+    /// Peers whose sessions control knows something outdated of; each at most once while it is there.
+    untold: VecDeque<PeerId>,
     staged_bytes: usize,
     /// Peers with a keypair.
     sessions: u64,
@@ -100,6 +105,8 @@ pub struct Parts {
     pub workers: Vec<WorkerLink>,
     /// To the handshake thread.
     pub requests: RequestLink,
+    /// To the control thread.
+    pub asked: AskedLink,
     /// Names the owner of a receiver index.
     pub index_key: IndexKey,
     /// Protocol constants; a release build has the paper's.
@@ -131,11 +138,13 @@ impl Core {
             vnet_header: parts.vnet_header,
             workers: parts.workers,
             requests: parts.requests,
+            asked: parts.asked,
             backlog: VecDeque::new(),
             index_key: parts.index_key,
-            limits: parts.limits,
+            limits: Arc::new(parts.limits),
             policy: parts.policy,
             answers: frames::Answers::new(),
+            untold: VecDeque::new(),
             staged_bytes: 0,
             sessions: 0,
             board: parts.board,
@@ -180,7 +189,7 @@ impl Core {
 
     /// Sends a request to the handshake thread, now or when its queue has room again.
     pub fn request(&mut self, request: Request) {
-        let droppable = matches!(request, Request::Message { .. } | Request::Live(..));
+        let droppable = matches!(request, Request::Message { .. } | Request::Live(..) | Request::Enroll(_));
         if !self.backlog.is_empty() && droppable {
             self.counters.drops.count(Drop::HandshakeQueueFull);
             return;
@@ -206,6 +215,10 @@ impl Core {
         let remote = peer.session.endpoint().map(|endpoint| endpoint.remote);
         let staged = peer.session.staged_bytes();
         self.staged_bytes = self.staged_bytes + staged - std::mem::replace(&mut peer.staged_bytes, staged);
+        peer.lost.add(actions.staged_dropped);
+        if peer.told.differs(peer.session.is_live(self.now), remote, self.now) {
+            self.untold.push_back(id);
+        }
         let established = peer.session.is_established();
         self.sessions += u64::from(established);
         self.sessions -= u64::from(std::mem::replace(&mut peer.established, established));
@@ -242,6 +255,12 @@ impl Core {
         self.touched.push(slot);
     }
 
+    fn add_peer(&mut self, id: PeerId, session: PeerSession) {
+        if let Err(error) = self.peers.add(id, session) {
+            tracing::error!(%error, "no memory for a peer's session");
+        }
+    }
+
     fn settle_touched(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         for slot in touched.drain(..) {
@@ -261,11 +280,11 @@ impl Core {
 
     /// Keeps a packet until there is a keypair.
     fn stage(&mut self, slot: u32, packet: &[u8]) {
-        if self.staged_bytes + packet.len() > STAGED_BYTES {
-            self.counters.drops.count(Drop::StagedOverflow);
-        } else if let Some(peer) = self.peers.by_slot(slot)
-            && peer.session.stage(packet.into(), self.now).is_some()
+        let full = self.staged_bytes + packet.len() > STAGED_BYTES;
+        if let Some(peer) = self.peers.by_slot(slot)
+            && (full || peer.session.stage(packet.into(), self.now).is_some())
         {
+            peer.lost.add(1);
             self.counters.drops.count(Drop::StagedOverflow);
         }
         self.settle(slot);
@@ -358,6 +377,7 @@ impl<I: Io> Worker<I> {
         self.core.settle_touched();
         self.arm_waiting();
         self.core.send_backlog();
+        self.core.tell_news();
         self.publish();
         waited
     }
@@ -391,6 +411,7 @@ impl<I: Io> Worker<I> {
         counters.sleeps = io.sleeps;
         counters.busy_polls = io.busy_polls;
         counters.busy_poll_hits = io.busy_poll_hits;
+        counters.lingers = io.lingers;
         counters.completions = io.completions;
         counters.buffers_exhausted = io.buffers_exhausted;
     }
@@ -417,7 +438,7 @@ impl<I: Io> Worker<I> {
         if (rung && self.inbox.has_messages()) || (packets && can_send) {
             return Some(Duration::ZERO);
         }
-        if !self.core.backlog.is_empty() {
+        if !self.core.backlog.is_empty() || !self.core.untold.is_empty() {
             return Some(Duration::from_millis(1));
         }
         self.core.peers.next_deadline().map(|deadline| deadline.since(self.core.now))
@@ -511,7 +532,7 @@ impl<I: Io> Worker<I> {
                 None
             }
             Progress::NoKeypair => {
-                core.counters.drops.add(Drop::SendFailed, (packet.segments() - from) as u64);
+                core.lose(id, Drop::SendFailed, (packet.segments() - from) as u64);
                 core.settle(id.slot);
                 None
             }
@@ -628,11 +649,14 @@ impl<I: Io> Worker<I> {
         match message {
             ToWorker::AddPeer(id) => {
                 let seed = u64::from(id.slot) ^ now.as_nanos();
-                if let Err(error) =
-                    core.peers.add(id, PeerSession::new(id, core.limits, seed).with_policy(core.policy))
-                {
-                    tracing::error!(%error, "no memory for a peer's session");
-                }
+                core.add_peer(
+                    id,
+                    PeerSession::new(id, Arc::clone(&core.limits), seed).with_policy(core.policy),
+                );
+            }
+            ToWorker::AddTemporary(id) => {
+                let seed = u64::from(id.slot) ^ now.as_nanos();
+                core.add_peer(id, PeerSession::temporary(id, &core.limits, seed));
             }
             ToWorker::RemovePeer(id, done) => {
                 self.remove_peer(id);
@@ -658,17 +682,25 @@ impl<I: Io> Worker<I> {
                 let _ = done.send(());
             }
             ToWorker::ClearSources => self.each_session(|session, _| session.clear_source()),
+            ToWorker::Show(board) => self.core.board = board,
             ToWorker::SetMtu(mtu) => {
                 if std::mem::replace(&mut core.mtu, mtu) != mtu {
                     self.answers.forget();
                 }
             }
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
+            ToWorker::Frame(id, suite, frame) => self.say(id, suite, &frame),
+            ToWorker::Farewell(frame) => self.say_to_all(&frame),
             ToWorker::Turns(answer) => {
                 let _ = answer.send(());
             }
             ToWorker::Report(reply) => {
                 let _ = reply.send(self.report());
+            }
+            ToWorker::ReportPeer(id, reply) => {
+                if let Some(peer) = core.peers.by_id(id) {
+                    let _ = reply.send(PeerReport::new(id, &peer.session));
+                }
             }
             ToWorker::Stop => self.stop = true,
         }
@@ -705,6 +737,9 @@ impl<I: Io> Worker<I> {
 
     fn remove_peer(&mut self, id: PeerId) {
         self.with_session(id, |session, _| session.close());
+        if self.core.peers.by_id(id).is_some_and(|peer| peer.told.has_to_end()) {
+            self.core.untold.push_back(id);
+        }
         self.core.peers.remove(id);
     }
 

@@ -11,7 +11,7 @@ use crate::control::uapi::parse::{Progress, RequestParser};
 use crate::control::uapi::{Request, format};
 use crate::dataplane::offload::switches::Switch;
 use crate::net::name::{InterfaceName, MAX_NAME};
-use crate::types::{Mark, PeerId, Prefix, Secret, WorkerId};
+use crate::types::{Mark, PeerId, Prefix, Secret, Suite, WorkerId};
 
 /// Moves no packet; holds what it was told about prefixes, and that it was told in order.
 #[derive(Default)]
@@ -58,6 +58,11 @@ impl DataPlane for Nowhere {
         assert!(self.peers.contains(&peer));
     }
 
+    fn send_frame(&mut self, _: WorkerId, peer: PeerId, _: Suite, _: &[u8]) -> bool {
+        assert!(self.peers.contains(&peer));
+        true
+    }
+
     fn switch(&mut self, _switch: Switch, _on: bool) -> Result<(), Errno> {
         Ok(())
     }
@@ -76,6 +81,10 @@ impl DataPlane for Nowhere {
             assert!(self.peers.contains(peer));
             self.prefixes.push((*prefix, *peer));
         }
+    }
+
+    fn peer_stats(&mut self, _: WorkerId, _: PeerId) -> Option<PeerStats> {
+        None
     }
 
     fn snapshot(&mut self) -> Vec<PeerStats> {
@@ -98,9 +107,7 @@ pub fn uapi_set(data: &[u8]) {
             Progress::Complete(Ok(Request::Set(set))) => {
                 let _ = device.apply(set, &mut plane);
             }
-            Progress::Complete(Ok(
-                Request::Get | Request::Show | Request::Switch(_) | Request::Reload(_),
-            )) => {
+            Progress::Complete(Ok(Request::Get | Request::Show | Request::Switch(_))) => {
                 assert!(format::get(&device, &[]).ends_with('\n') || device.peers().is_empty());
             }
             Progress::Complete(Err(_)) => assert!(!parser.in_request()),

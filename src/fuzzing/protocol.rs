@@ -4,12 +4,16 @@ use std::convert::Infallible;
 
 use rand_core::{TryCryptoRng, TryRng};
 
+use crate::client::leasing::{Leasing, Outcome};
 use crate::noise::handshaker::{HandshakeError, Handshaker};
 use crate::noise::index::IndexKey;
 use crate::noise::timestamp::Tai64n;
 use crate::noise::{Role, ToOwner};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Suite, Time, WorkerId};
+use crate::wire::frame::enrolment::{Enroll, Enrolled};
+use crate::wire::frame::lease::{self, AddrReply, AddrRequest};
 use crate::wire::frame::{self, Frame, Hello, Problem};
+use crate::wire::invite::Invite;
 use crate::wire::wireguard::{INITIATION_LEN, Kind, RESPONSE_LEN, TRANSPORT_OVERHEAD, TransportHeader};
 
 /// Reads a datagram as the outer sockets do. What it says of itself is what its bytes say.
@@ -56,23 +60,89 @@ pub fn frame(data: &[u8]) {
         let read = Frame::parse(&pong).map(|pong| (frame::ping_data(&pong), pong.stream_id));
         assert_eq!(read, Ok((Some(data), frame.stream_id)));
     }
+    if let Some(request) = AddrRequest::read(frame.body) {
+        let again = request.write(frame.usage_id, frame.stream_id);
+        let read = Frame::parse(&again).ok().and_then(|frame| AddrRequest::read(frame.body));
+        assert_eq!(read, Some(request));
+    }
+    if let Some((reply, settings)) = AddrReply::read(frame.body) {
+        let again = reply.write(&settings, frame.stream_id);
+        let read = Frame::parse(&again).ok().and_then(|frame| AddrReply::read(frame.body));
+        assert_eq!(read, Some((reply, settings)));
+    }
+    if let Some(enroll) = Enroll::read(frame.body) {
+        let again = enroll.write(frame.stream_id);
+        assert_eq!(Frame::parse(&again).ok().and_then(|frame| Enroll::read(frame.body)), Some(enroll));
+    }
+    if let Some(enrolled) = Enrolled::read(frame.body) {
+        assert!(!enrolled.name.contains(char::is_control));
+        let again = enrolled.write(frame.stream_id);
+        assert_eq!(Frame::parse(&again).ok().and_then(|frame| Enrolled::read(frame.body)), Some(enrolled));
+    }
+    if let Some(packet) = lease::packet_in(data) {
+        assert_eq!(data.get(packet), frame.body.bytes(0));
+    }
     assert!(
         Problem::read(frame.body).is_none_or(|p| p.retry_after.is_none_or(|s| s <= frame::LONGEST_DELAY))
     );
 }
 
-const PEER: PeerId = PeerId { slot: 0, generation: 1 };
+/// Reads any text as an invite. What is taken is written as a URI that says the same; what is not is not shown.
+pub fn invite(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(invite) = Invite::parse(text) else { return };
+    let uri = invite.to_uri();
+    let again = Invite::parse(&uri).map(|again| again.to_uri());
+    assert_eq!(again.as_deref().map(String::as_str), Ok(uri.as_str()));
+}
+
+/// A client that is told anything by its gateway: it never asks twice within a second but by its own will, has what
+/// the last reply said until that ends, and knows when it has something to do. Input: records of a length (2 bytes),
+/// the time since the last one (2 bytes, tenths of seconds), and a frame whose `stream_id` is made the one that is
+/// waited for.
+pub fn leasing(mut data: &[u8]) {
+    let mut client = Leasing::new(AddrRequest::default(), 7);
+    let (mut now, mut asked) = (NOW, 0);
+    client.start(now);
+    while let Some((&[low, high, tenths, more], rest)) = data.split_first_chunk::<4>() {
+        let (bytes, rest) = rest.split_at(usize::from(u16::from_le_bytes([low, high])).min(rest.len()));
+        data = rest;
+        now = now + std::time::Duration::from_millis(100 * u64::from(u16::from_le_bytes([tenths, more])));
+        let had = client.offer().is_some();
+        let ended = client.handle_timeout(now);
+        assert_eq!(ended.is_some(), had && client.offer().is_none());
+        if let Some(request) = client.next_frame(now) {
+            assert_eq!(client.next_frame(now), None);
+            asked = Frame::parse(&request).map_or(asked, |frame| frame.stream_id);
+        }
+        let mut bytes = bytes.to_vec();
+        if let Some(place) = bytes.get_mut(8..12) {
+            place.copy_from_slice(&asked.to_le_bytes());
+        }
+        let Ok(frame) = Frame::parse(&bytes) else { continue };
+        match client.handle(&frame, now) {
+            Some(Outcome::Given(offer)) => assert_eq!(client.offer(), Some(&*offer)),
+            Some(Outcome::Renewed) => assert!(client.offer().is_some()),
+            _ => {}
+        }
+        let soon = now + std::time::Duration::from_secs(frame::LONGEST_DELAY * 2);
+        assert!(client.deadline().is_none_or(|deadline| deadline >= now));
+        assert!(client.offer().is_some() || client.deadline().is_none_or(|deadline| deadline < soon));
+    }
+}
+
+pub(super) const PEER: PeerId = PeerId { slot: 0, generation: 1 };
 /// Ours, and the other side's: known to the seeds.
-const OUR_KEY: Secret = Secret([0x0b; 32]);
-const THEIR_KEY: Secret = Secret([0x0a; 32]);
-const NOW: Time = Time::from_nanos(1_000_000_000);
-const ENDPOINT: Endpoint = Endpoint::new(std::net::SocketAddr::new(
+pub(super) const OUR_KEY: Secret = Secret([0x0b; 32]);
+pub(super) const THEIR_KEY: Secret = Secret([0x0a; 32]);
+pub(super) const NOW: Time = Time::from_nanos(1_000_000_000);
+pub(super) const ENDPOINT: Endpoint = Endpoint::new(std::net::SocketAddr::new(
     std::net::IpAddr::V4(std::net::Ipv4Addr::new(198, 18, 0, 1)),
     51820,
 ));
 
 /// Reproducible "random" numbers (SplitMix64): the seeds hold what was made with them.
-struct Reproducible(u64);
+pub(super) struct Reproducible(pub(super) u64);
 
 impl TryRng for Reproducible {
     type Error = Infallible;

@@ -2,13 +2,14 @@
 //!
 //! 1. lock: `/run/ringway/IF/`; what a killed predecessor left goes
 //! 2. private key: credential, file, or a new one
-//! 3. device with all queues, MTU, addresses, up; routes (they go with the device)
-//! 4. sockets and threads ([`super::Gateway::start`])
-//! 5. firewall rules and forwarding ([`crate::net::manners`])
-//! 6. peers, through the same model as the UAPI's
-//! 7. UAPI socket; privileges are given up
-//! 8. serve until a signal or the loss of the device; SIGHUP and `ringway reload`: the file again ([`super::reload`])
-//! 9. the other way round: socket, threads, device, forwarding and rules, lock
+//! 3. the store with its thread ([`crate::control::leases`]), and the peers in it ([`crate::control::peers`])
+//! 4. device with all queues, MTU, addresses, up; routes (they go with the device)
+//! 5. sockets and threads ([`super::Gateway::start`])
+//! 6. firewall rules and forwarding ([`crate::net::manners`])
+//! 7. peers, through the same model as the UAPI's
+//! 8. UAPI socket, admin socket; privileges are given up
+//! 9. serve until a signal or the loss of the device; SIGHUP and `ringway reload`: the file again ([`super::reload`])
+//! 10. the other way round: socket, threads, device, forwarding and rules, lock
 //!
 //! Whoever returns early or is dropped undoes what it did: each step's value does so in its `Drop`.
 
@@ -17,6 +18,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -24,17 +26,20 @@ use caps::Capability;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
+use super::exporter::Pages;
 use super::failure::Failure;
 use super::home::{self, RunDir};
 use super::hosting;
-use super::reload::{Reloader, Source};
+use super::leasing;
+use super::reload::{PagePlace, Reloader, Source};
 use super::serving::{Serving, block_on, protect};
-use super::{Gateway, Settings, exporter};
+use super::{Gateway, Settings, admin, exporter};
 use crate::config;
 use crate::config::key;
 use crate::control::device::Device;
+use crate::control::peers::{Peers, Site};
 use crate::control::server::End;
-use crate::control::socket::{DIRECTORY, UapiSocket, socket_path};
+use crate::control::socket::{DIRECTORY, LocalSocket, socket_path};
 use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
 use crate::control::{self, Control, errno::Errno};
 use crate::crypto::x25519::PrivateKey;
@@ -156,7 +161,7 @@ async fn serve(options: Options, workers: u16, caretaker: Option<Caretaker>) -> 
 }
 
 /// Ends when somebody asks this process to end, from now on.
-fn signalled() -> io::Result<impl Future<Output = ()>> {
+pub(super) fn signalled() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
@@ -179,7 +184,13 @@ async fn start(options: Options, workers: u16, run_dir: &RunDir, hangup: Signal)
     }
     let page = exporter::open(config.metrics)?;
     let key = home::private_key(&config.private_key_file, options.credentials.as_deref())?;
-    let request = request(config, key)?;
+    let mut request = request(config, key)?;
+    let (mut leases, stored) = leasing::open(config, account)?;
+    let site = Site::new(&options.source.path, config);
+    let peers = Peers::new(site, stored.peers, stored.invites);
+    peers.check(&options.source.path, config)?;
+    let now = leases.now();
+    request.peers.extend(peers.in_force(now));
     let device = open_device(config.interface.as_str(), workers, run_dir.predecessor().is_some()).await?;
     let watch = set_up_link(config, &device).await?;
     let settings = Settings {
@@ -200,23 +211,35 @@ async fn start(options: Options, workers: u16, run_dir: &RunDir, hangup: Signal)
     };
     let mut gateway = Gateway::start(device, settings)?;
     let mut model = Device::new(gateway.port());
+    leasing::find_homes(&mut request, config, &model, Some(&mut leases));
     let finish = || {
         gateway.host = Some(hosting::apply(config, gateway.port())?);
         model.apply(request, &mut gateway).map_err(SetupError::Peers)?;
-        let socket = UapiSocket::bind(Path::new(DIRECTORY), &config.interface)
+        let socket = LocalSocket::bind(Path::new(DIRECTORY), &config.interface)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", config.interface))?;
+        let admin = admin::bind(config)?;
         run_dir.give_to(account)?;
-        anyhow::Ok(socket)
+        anyhow::Ok((socket, admin))
     };
     match finish() {
-        Ok(socket) => {
-            let metrics = page.map(|page| page.of(&gateway, config.interface.as_str()));
+        Ok((socket, admin)) => {
+            let interface = config.interface.as_str();
+            let listener = page.as_ref().map(|page| Rc::clone(&page.listener));
+            let (stand, metrics) = Pages::new(page.map(|page| page.of(&gateway, interface)));
+            let page = PagePlace::new(stand, listener, interface.to_owned());
             let (door, asked) = control::reload::door();
-            let control = Control { device: model, dataplane: gateway, reload: Some(door) };
+            let mut control = Control {
+                reload: Some(door),
+                leases: Some(leases),
+                peers: Some(peers),
+                ..Control::new(model, gateway)
+            };
+            leasing::configure(&mut control, config);
             let Options { config, source, each_second, .. } = options;
-            let reload =
-                Some(Reloader { source, in_force: config, link: watch.link().clone(), hangup, asked });
-            Serving { control, socket, watch, metrics, reload, each_second }.confined(account, KEPT)
+            let link = watch.link().clone();
+            let reload = Some(Reloader { source, in_force: config, link, page, hangup, asked });
+            let admin = Some(admin);
+            Serving { control, socket, admin, watch, metrics, reload, each_second }.confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();
@@ -272,7 +295,7 @@ async fn wait_for_port(port: u16) {
 }
 
 /// Makes the device; after a kill waits until the old one is gone.
-async fn open_device(name: &str, workers: u16, after_kill: bool) -> Result<TunDevice, TunError> {
+pub(super) async fn open_device(name: &str, workers: u16, after_kill: bool) -> Result<TunDevice, TunError> {
     let deadline = Instant::now() + AFTERLIFE;
     loop {
         match tun::open_device(name, workers, TunOffloads::ALL) {
@@ -313,14 +336,15 @@ async fn set_up_link(config: &config::Gateway, device: &TunDevice) -> anyhow::Re
     Ok(watch)
 }
 
-/// The prefixes that need a route of their own: not what the interface's addresses cover. Nor a default route, which
-/// would lead the tunnel's own datagrams into it (docs/decisions/0016-routes.md).
+/// The prefixes of peers and pools that need a route of their own: not what the interface's addresses cover. Nor a
+/// default route, which would lead the tunnel's own datagrams into it (docs/decisions/0016-routes.md).
 pub(super) fn routes(config: &config::Gateway) -> Vec<Prefix> {
     let own: Vec<Prefix> = config.addresses.iter().map(|address| address.network()).collect();
     let covered =
         |prefix: &Prefix| own.iter().any(|own| own.len() <= prefix.len() && own.contains(prefix.addr()));
-    let all = config.peer.iter().flat_map(|peer| &peer.allowed_ips);
-    all.filter(|prefix| prefix.len() > 0 && !covered(prefix)).copied().collect()
+    let peers = config.peer.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+    let all = peers.chain(config.pool.iter().flat_map(config::Pool::networks));
+    all.filter(|prefix| prefix.len() > 0 && !covered(prefix)).collect()
 }
 
 #[cfg(test)]
@@ -332,9 +356,21 @@ mod tests {
         let text = "addresses = [\"100.64.0.1/10\", \"fd64::1/64\"]\n[[peer]]\n\
                     public_key = \"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\"\n\
                     allowed_ips = [\"100.64.0.2/32\", \"100.0.0.0/8\", \"10.1.0.0/16\", \"0.0.0.0/0\", \"::/0\", \
-                    \"fd64::2/128\", \"fd65::/64\", \"fd64::/16\", \"100.64.0.0/10\"]";
+                    \"fd64::2/128\", \"fd65::/64\", \"fd64::/16\", \"100.64.0.0/10\"]\n[[pool]]\nname = \"p\"\n\
+                    ipv4 = [\"10.2.0.1-10.2.0.2\"]\nipv6 = \"fd66::/64\"";
         let config = config::Gateway::parse(Path::new("x"), text).unwrap();
         let routes: Vec<_> = routes(&config).iter().map(ToString::to_string).collect();
-        assert_eq!(routes, ["100.0.0.0/8", "10.1.0.0/16", "fd65::/64", "fd64::/16"]);
+        assert_eq!(
+            routes,
+            [
+                "100.0.0.0/8",
+                "10.1.0.0/16",
+                "fd65::/64",
+                "fd64::/16",
+                "10.2.0.1/32",
+                "10.2.0.2/32",
+                "fd66::/64"
+            ]
+        );
     }
 }

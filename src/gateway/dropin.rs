@@ -13,12 +13,13 @@ use std::path::Path;
 use anyhow::Context as _;
 use caps::Capability;
 
+use super::exporter::{self, Pages};
 use super::serving::{Serving, block_on, protect};
-use super::{Gateway, Settings, exporter};
+use super::{Gateway, Settings};
 use crate::config::Metrics;
 use crate::control::Control;
 use crate::control::device::Device;
-use crate::control::socket::{DIRECTORY, UapiSocket};
+use crate::control::socket::{DIRECTORY, LocalSocket};
 use crate::dataplane::tun::{self, TunDevice, TunOffloads};
 use crate::net::link::LinkWatch;
 use crate::net::name::InterfaceName;
@@ -98,15 +99,15 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
         gateway.set_mtu(state.mtu);
     }
     let socket = match options.uapi {
-        Some(fd) => UapiSocket::inherit(fd).context("WG_UAPI_FD")?,
-        None => UapiSocket::bind(Path::new(DIRECTORY), &options.name)
+        Some(fd) => LocalSocket::inherit(fd).context("WG_UAPI_FD")?,
+        None => LocalSocket::bind(Path::new(DIRECTORY), &options.name)
             .with_context(|| format!("binding {DIRECTORY}/{}.sock", options.name))?,
     };
-    let control = Control { device: Device::new(gateway.port()), dataplane: gateway, reload: None };
-    let metrics = page.map(|page| page.of(&control.dataplane, options.name.as_str()));
+    let control = Control::new(Device::new(gateway.port()), gateway);
+    let (_, metrics) = Pages::new(page.map(|page| page.of(&control.dataplane, options.name.as_str())));
     // wg-quick's user expects no change of user.
     let each_second = options.each_second;
-    Serving { control, socket, watch, metrics, reload: None, each_second }.confined(None, KEPT)
+    Serving { control, socket, admin: None, watch, metrics, reload: None, each_second }.confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

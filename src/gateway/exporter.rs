@@ -20,13 +20,18 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
 
-use super::Gateway;
+use super::{Boards, Gateway};
 use crate::config::{self, Listen};
 use crate::control::Control;
+use crate::control::clients::Counts;
 use crate::control::device::Peer;
+use crate::control::invites::Invites;
+use crate::control::leases::{Leases, Trouble};
 use crate::control::scrape::{self, ListenError};
-use crate::dataplane::handoff::WorkerReport;
+use crate::dataplane::handoff::{ToWorker, WorkerReport};
+use crate::dataplane::handshake::ToHandshake;
 use crate::dataplane::offload::switches::Switch;
 use crate::metrics::board::Board;
 use crate::metrics::drops::{Drop as Reason, Outcome};
@@ -36,14 +41,43 @@ use crate::types::Time;
 
 /// The page's address, bound before anything else is made: the likeliest thing to be in use.
 pub(super) struct Opened {
-    listener: TcpListener,
-    per_peer: bool,
+    pub(super) listener: Rc<TcpListener>,
+    pub(super) per_peer: bool,
 }
 
 /// A page and where it is served.
 pub(super) struct Page {
-    listener: TcpListener,
+    listener: Rc<TcpListener>,
     exporter: Exporter,
+}
+
+/// Where another page, or none, takes the place of the one that is served.
+#[derive(Debug)]
+pub(super) struct Stand(mpsc::Sender<(Option<Page>, oneshot::Sender<()>)>);
+
+/// A page and those that come after it: for [`serve`].
+pub(super) struct Pages {
+    page: Option<Page>,
+    next: mpsc::Receiver<(Option<Page>, oneshot::Sender<()>)>,
+}
+
+impl Pages {
+    /// Begins with this page, or without one.
+    pub(super) fn new(page: Option<Page>) -> (Stand, Self) {
+        let (sender, next) = mpsc::channel(1);
+        (Stand(sender), Self { page, next })
+    }
+}
+
+impl Stand {
+    /// Has this page served and no other. When it returns, nobody listens for the page before.
+    pub(super) async fn put(&self, page: Option<Page>) {
+        let (done, taken) = oneshot::channel();
+        // Both fail only when nothing is served any more: at the end.
+        if self.0.send((page, done)).await.is_ok() {
+            let _ = taken.await;
+        }
+    }
 }
 
 /// Binds the page's address, if there is to be one.
@@ -54,7 +88,8 @@ pub(super) fn open(metrics: config::Metrics) -> Result<Option<Opened>, ListenErr
     match metrics.listen {
         Listen::Off => Ok(None),
         Listen::At(address) => {
-            scrape::listen(address).map(|listener| Some(Opened { listener, per_peer: metrics.per_peer }))
+            let listener = Rc::new(scrape::listen(address)?);
+            Ok(Some(Opened { listener, per_peer: metrics.per_peer }))
         }
     }
 }
@@ -66,10 +101,37 @@ impl Opened {
     }
 }
 
-/// Serves the page, if there is one; never ends.
-pub(super) async fn serve(page: Option<Page>, control: &RefCell<Control<Gateway>>) -> Infallible {
+/// Serves one page after the other, as long as there is one; never ends.
+pub(super) async fn serve(pages: Pages, control: &RefCell<Control<Gateway>>) -> Infallible {
+    let Pages { mut page, mut next } = pages;
+    loop {
+        let (other, done) = tokio::select! {
+            never = serve_one(page, control) => match never {},
+            Some(other) = next.recv() => other,
+        };
+        page = other;
+        let _ = done.send(());
+    }
+}
+
+async fn serve_one(page: Option<Page>, control: &RefCell<Control<Gateway>>) -> Infallible {
     let Some(Page { listener, mut exporter }) = page else { return std::future::pending().await };
     scrape::serve(&listener, || exporter.page(&control.borrow())).await
+}
+
+impl Gateway {
+    /// Has the threads show their numbers, or not any more, which costs them nothing then.
+    pub(super) fn show_boards(&mut self, on: bool) {
+        if self.boards.is_some() == on {
+            return;
+        }
+        self.boards = on.then(|| Boards::new(self.workers.len()));
+        let boards = self.boards.as_ref();
+        for (i, link) in self.workers.iter().enumerate() {
+            link.control(ToWorker::Show(boards.and_then(|boards| boards.workers.get(i).cloned())));
+        }
+        self.handshake.send(ToHandshake::Show(boards.map(|boards| Arc::clone(&boards.handshake))));
+    }
 }
 
 /// A page is made again no sooner than this: asking faster costs nobody anything.
@@ -252,6 +314,13 @@ impl Exporter {
         histograms(&mut text, &self.workers);
         self.process(&mut text);
         reasons(&mut text, gateway);
+        if let Some(leases) = &control.leases {
+            pools(&mut text, leases);
+            answers(&mut text, control.clients.counts());
+        }
+        if let Some(peers) = &control.peers {
+            enrolments(&mut text, &peers.invites);
+        }
         if self.per_peer {
             // Only this needs the workers' answers.
             peers(&mut text, control, &gateway.reports());
@@ -339,6 +408,55 @@ fn reasons(text: &mut Text<'_>, gateway: &Gateway) {
     }
 }
 
+/// Pools and their store.
+fn pools(text: &mut Text<'_>, leases: &Leases) {
+    let usages: Vec<_> = leases.usages().collect();
+    let (addresses, leased) = ("ringway_pool_addresses", "ringway_pool_leased");
+    text.head(addresses, "gauge", "Addresses in the pool");
+    for (pool, usage) in &usages {
+        text.line(addresses, &[("pool", pool)], usage.addresses);
+    }
+    text.head(leased, "gauge", "Addresses of the pool that are leased");
+    for (pool, usage) in &usages {
+        text.line(leased, &[("pool", pool)], usage.leased);
+    }
+    let Trouble { exhausted, failures, full } = leases.trouble();
+    for (name, kind, help, value) in [
+        ("ringway_pool_exhausted_total", "counter", "Requests for which no address was free", exhausted),
+        ("ringway_store_failures_total", "counter", "Transactions that the store could not commit", failures),
+        ("ringway_store_full", "gauge", "1 while the store's file system has no room", u64::from(full)),
+    ] {
+        text.head(name, kind, help);
+        text.line(name, &[], value);
+    }
+}
+
+/// What clients that lease were answered.
+fn answers(text: &mut Text<'_>, counts: &Counts) {
+    let name = "ringway_leases_total";
+    text.head(name, "counter", "Leases given, renewed, given back (released) or over (expired)");
+    let Counts { given, renewed, released, expired, .. } = *counts;
+    for (change, count) in
+        [("given", given), ("renewed", renewed), ("released", released), ("expired", expired)]
+    {
+        text.line(name, &[("change", change)], count);
+    }
+    let name = "ringway_lease_refusals_total";
+    text.head(name, "counter", "Requests for addresses that were answered with a PROBLEM");
+    for (code, count) in counts.problems().filter(|(_, count)| *count > 0) {
+        text.line(name, &[("code", code.name())], count);
+    }
+}
+
+/// What became of whoever had an invite.
+fn enrolments(text: &mut Text<'_>, invites: &Invites) {
+    let name = "ringway_enrolments_total";
+    text.head(name, "counter", "Clients that came with an invite, by what became of it");
+    for (outcome, count) in invites.outcomes() {
+        text.line(name, &[("outcome", outcome.label())], count);
+    }
+}
+
 /// Series per peer, under our names and under those of prometheus_wireguard_exporter, whose dashboards then work.
 fn peers(text: &mut Text<'_>, control: &Control<Gateway>, reports: &[WorkerReport]) {
     let at = clock::boottime();
@@ -348,7 +466,7 @@ fn peers(text: &mut Text<'_>, control: &Control<Gateway>, reports: &[WorkerRepor
     let handshake = |time: Option<Time>| time.map_or(0, |time| wall.saturating_sub(at.since(time)).as_secs());
     let peers: Vec<_> = control
         .device
-        .peers()
+        .somebodys()
         .into_iter()
         .filter_map(|peer| {
             let stats = stats.get(&peer.id())?;
@@ -487,7 +605,7 @@ mod tests {
         };
         assert_eq!(of("ringway_receive_batch_datagrams", 1), [1, 2, 4, 4, 4, 4, 5, 5, 6, 254, 6]);
         assert_eq!(of("ringway_send_batch_datagrams", 1), [0, 0, 0, 0, 1, 1, 1, 1, 1, 9, 1]);
-        assert_eq!(of("ringway_", 0), [0; 22]);
+        assert_eq!(of("ringway_", 0), [0; 44]);
         let line = r#"ringway_receive_batch_datagrams_bucket{interface="wg0",worker="1",le="+Inf"} 6"#;
         assert!(text.out.contains(line), "{}", text.out);
         assert_eq!(text.out.matches("# TYPE ringway_send_batch_datagrams histogram\n").count(), 1);

@@ -11,6 +11,7 @@ use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
 use crate::dataplane::udp::UdpError;
 use crate::net::manners::MannersError;
+use crate::store::StoreError;
 use crate::sys::privileges::PrivilegeError;
 
 /// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
@@ -64,7 +65,7 @@ impl Failure {
         }
         if let Some(error) = cause.downcast_ref::<PrivilegeError>() {
             return Some(match error {
-                PrivilegeError::NoUser(_) => Self::Configuration,
+                PrivilegeError::NoUser(_) | PrivilegeError::NoGroup(_) => Self::Configuration,
                 _ => Self::Kernel,
             });
         }
@@ -74,6 +75,14 @@ impl Failure {
                 MannersError::Running(_) => Self::Running,
                 MannersError::Record(..) => Self::Configuration,
                 _ => Self::Kernel,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(match error {
+                StoreError::InUse(_) => Self::Running,
+                // They pass: the service manager shall try again.
+                error if error.heals() => Self::Other,
+                _ => Self::Configuration,
             });
         }
         let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
@@ -89,6 +98,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+    use crate::control::leases::LeasesError;
 
     #[test]
     fn a_failure_is_found_behind_its_context() {
@@ -100,7 +110,10 @@ mod tests {
         assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
         assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);
-        assert_eq!(error(MannersError::NoNft.into()), Failure::Kernel);
+        assert_eq!(error(StoreError::InUse("x".into()).into()), Failure::Running);
+        assert_eq!(error(LeasesError::Store(StoreError::Full("x".into())).into()), Failure::Other);
+        assert_eq!(error(LeasesError::Store(StoreError::Foreign("x".into())).into()), Failure::Configuration);
+        assert_eq!(error(MannersError::Nft(crate::net::nft::NftError::NoNft).into()), Failure::Kernel);
         let interface: crate::net::name::InterfaceName = "wg0".parse().unwrap();
         assert_eq!(error(MannersError::NoInterface(interface.clone()).into()), Failure::Device);
         assert_eq!(error(MannersError::Running(interface).into()), Failure::Running);

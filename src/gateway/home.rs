@@ -131,8 +131,19 @@ impl Drop for RunDir {
     }
 }
 
+/// The process that holds a directory's lock, as it wrote itself down; `None` if nobody does.
+pub(super) fn holder(path: &Path) -> io::Result<Option<String>> {
+    let file = path.join(PID);
+    let lock = match File::open(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let pid = fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
+    Ok((!try_lock(&lock)?).then_some(pid))
+}
+
 /// The directory above goes with its last gateway.
-fn remove_above(path: &Path) {
+pub(super) fn remove_above(path: &Path) {
     if let Some(above) = path.parent() {
         let _ = fs::remove_dir(above);
     }

@@ -58,13 +58,14 @@ pub(super) fn services(applied: &Applied) -> Value {
 fn host_rules(config: &config::Gateway, listen_port: u16) -> HostRules {
     let own = config.addresses.iter().map(|address| address.network());
     let theirs = config.peer.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+    let pools = config.pool.iter().flat_map(config::Pool::networks);
     let tcp = config.services.tcp.iter().map(|port| (Transport::Tcp, port.get()));
     let udp = config.services.udp.iter().map(|port| (Transport::Udp, port.get()));
     HostRules {
         interface: config.interface.clone(),
         listen_port,
         // A peer that may send everything is a way out, not a client.
-        clients: own.chain(theirs).filter(|range: &Prefix| range.len() > 0).collect(),
+        clients: own.chain(theirs).chain(pools).filter(|range: &Prefix| range.len() > 0).collect(),
         outer: Vec::new(),
         masquerade: config.forwarding.enabled && config.forwarding.masquerade,
         client_to_client: config.forwarding.client_to_client,

@@ -4,12 +4,12 @@
 //! 2. the difference: what a running gateway can follow, by peer and by key, and what it cannot
 //! 3. link, rules and routes, which may be refused; then sockets and peers through the same model as the UAPI's: all of
 //!    it, or it is taken back
-//! 4. what cannot be refused: routes that go, switches, the log's level
+//! 4. what cannot be refused: routes and addresses that go, switches, the log's level
 //!
 //! A peer that is not named in the difference is not touched: it keeps its session and loses no packet.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
@@ -19,19 +19,26 @@ use tokio::signal::unix::Signal;
 use tokio::sync::mpsc::Receiver;
 
 use self::difference::{Difference, keep};
-use super::appliance::{SetupError, peer_change, routes};
+use self::link::Made;
+use super::appliance::{SetupError, peer_change};
+use super::exporter::Opened;
 use super::serving::status;
-use super::{Gateway, hosting, supervisor};
+use super::{Gateway, hosting, leasing, supervisor};
 use crate::config::{self, ConfigError};
 use crate::control::dataplane::DataPlane as _;
+use crate::control::peers::{Peers, Site};
 use crate::control::reload::{Answer, Ask, Asked, Change, PeerDifference};
 use crate::control::uapi::{PeerChange, SetRequest};
 use crate::control::{Control, errno::Errno};
 use crate::dataplane::offload::switches::Switch;
 use crate::net::link::Link;
-use crate::types::{Prefix, PublicKey};
+use crate::types::PublicKey;
 
 mod difference;
+mod link;
+mod page;
+
+pub(super) use self::page::PagePlace;
 
 /// How a gateway comes by its file once more, and what else of it whoever started it follows.
 pub struct Source {
@@ -54,6 +61,7 @@ pub(super) struct Reloader {
     pub(super) source: Source,
     pub(super) in_force: config::Gateway,
     pub(super) link: Link,
+    pub(super) page: PagePlace,
     /// SIGHUP.
     pub(super) hangup: Signal,
     /// `ringway reload`.
@@ -99,6 +107,12 @@ impl Reloader {
         if !ask.dry_run {
             supervisor::reloading();
         }
+        // Nobody changes a peer of the store meanwhile.
+        let changing = control.borrow().peers.as_ref().map(Peers::changing);
+        let _alone = match &changing {
+            Some(changing) => Some(changing.lock().await),
+            None => None,
+        };
         match self.plan(control) {
             Ok(plan) => self.carry_out(plan, ask.dry_run, &mut answer, control).await,
             Err(error) => {
@@ -126,6 +140,9 @@ impl Reloader {
             user => read.with_context(|| format!("reading as the user {user}"))?,
         };
         let control = control.borrow();
+        if let Some(peers) = &control.peers {
+            peers.check(&self.source.path, &new)?;
+        }
         let mut changes = Vec::with_capacity(new.peer.len());
         for peer in &new.peer {
             if control.device.public_key() == Some(peer.public_key) {
@@ -162,14 +179,22 @@ impl Reloader {
     ) {
         let Plan { difference, wanted, request } = plan;
         let nothing = difference.is_empty();
+        let site = Site::new(&self.source.path, &wanted);
         if !dry_run && !nothing {
             match self.apply(&difference, wanted, request, control).await {
                 Ok(left) => (answer.applied, answer.errors) = (true, left),
                 Err(error) => answer.errors.push(format!("{error:#}")),
             }
         }
+        if nothing && !dry_run {
+            // What `ringway pool drain` has done ends here; these were in force before, and are not refused.
+            let _ = put_pools(&self.in_force, control);
+        }
         answer.applied |= nothing;
         if answer.applied && !dry_run {
+            if let Some(peers) = &mut control.borrow_mut().peers {
+                peers.site = site;
+            }
             tell(&difference);
         }
         answer.peers = difference.peers.into_values().collect();
@@ -187,30 +212,56 @@ impl Reloader {
         request: SetRequest,
         control: &RefCell<Control<Gateway>>,
     ) -> anyhow::Result<Vec<String>> {
-        let [before, after] = [&self.in_force, &wanted].map(|file| BTreeSet::from_iter(routes(file)));
-        let mut made = Vec::new();
-        let mut put = self.put_around(&self.in_force, &wanted, control).await;
-        if put.is_ok() {
-            put = self.make_routes(after.difference(&before), &mut made).await;
-        }
-        if put.is_ok() {
-            let Control { device, dataplane, .. } = &mut *control.borrow_mut();
-            put = device.apply(request, dataplane).map_err(refused);
-        }
-        if let Err(error) = put {
-            self.remove_routes(made.iter()).await;
-            if let Err(error) = self.put_around(&wanted, &self.in_force, control).await {
-                tracing::warn!("reload: what was begun cannot be taken back: {error:#}");
+        let mut made = Made::default();
+        let page = match self.put(&wanted, request, &mut made, control).await {
+            Ok(page) => page,
+            Err(error) => {
+                self.take_back(&wanted, made, control).await;
+                return Err(error);
             }
-            return Err(error);
+        };
+        leasing::configure(&mut control.borrow_mut(), &wanted);
+        if self.in_force.metrics != wanted.metrics {
+            self.page.put(page, control).await;
         }
-        self.remove_routes(before.difference(&after)).await;
-        let left = turn_switches(difference, &wanted, control);
+        let mut left = link::remove(&self.link, &self.in_force, &wanted).await;
+        left.extend(turn_switches(difference, &wanted, control));
         if difference.has("log.level") {
             (self.source.set_level)(wanted.log.level);
         }
         self.in_force = wanted;
         Ok(left)
+    }
+
+    /// What may be refused. Returns the listener of the metrics page.
+    async fn put(
+        &mut self,
+        wanted: &config::Gateway,
+        mut request: SetRequest,
+        made: &mut Made,
+        control: &RefCell<Control<Gateway>>,
+    ) -> anyhow::Result<Option<Opened>> {
+        let page = self.page.open(self.in_force.metrics, wanted.metrics).await?;
+        self.put_around(&self.in_force, wanted, control).await?;
+        link::make(&self.link, &self.in_force, wanted, made).await?;
+        put_pools(wanted, control)?;
+        let Control { device, dataplane, leases, .. } = &mut *control.borrow_mut();
+        leasing::find_homes(&mut request, wanted, device, leases.as_mut());
+        device.apply(request, dataplane).map_err(refused)?;
+        Ok(page)
+    }
+
+    /// The way back from what [`Self::put`] did of it.
+    async fn take_back(&mut self, wanted: &config::Gateway, made: Made, control: &RefCell<Control<Gateway>>) {
+        if let Err(error) = put_pools(&self.in_force, control) {
+            tracing::warn!("reload: the pools of before cannot be had again: {error:#}");
+        }
+        if let Err(error) = self.put_around(wanted, &self.in_force, control).await {
+            tracing::warn!("reload: what was begun cannot be taken back: {error:#}");
+        }
+        // Behind the MTU: without one of 1280 there is no IPv6.
+        link::take_back(&self.link, &self.in_force, made).await;
+        self.page.restore(self.in_force.metrics, control).await;
     }
 
     /// The device's sizes and the host's rules, from one file's to another's.
@@ -231,35 +282,13 @@ impl Reloader {
         hosting::change(to, &mut control.borrow_mut().dataplane)?;
         Ok(())
     }
+}
 
-    /// Notes in `made` each route that is made.
-    async fn make_routes(
-        &self,
-        prefixes: impl Iterator<Item = &Prefix>,
-        made: &mut Vec<Prefix>,
-    ) -> anyhow::Result<()> {
-        for prefix in prefixes {
-            match self.link.add_route(*prefix).await {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Err(SetupError::RouteExists { prefix: *prefix }.into());
-                }
-                result => result.with_context(|| format!("routing {prefix}"))?,
-            }
-            made.push(*prefix);
-        }
-        Ok(())
-    }
-
-    async fn remove_routes(&self, prefixes: impl Iterator<Item = &Prefix>) {
-        for prefix in prefixes {
-            match self.link.remove_route(*prefix).await {
-                // Somebody has taken it away already.
-                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                    tracing::warn!(%error, "a route that nobody needs any more stays");
-                }
-                _ => {}
-            }
-        }
+/// Pools, and how long it is kept who had an address.
+fn put_pools(to: &config::Gateway, control: &RefCell<Control<Gateway>>) -> anyhow::Result<()> {
+    match &mut control.borrow_mut().leases {
+        Some(leases) => Ok(leases.configure(&leasing::specs(to), to.store.history)?),
+        None => Ok(()),
     }
 }
 

@@ -8,15 +8,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use caps::Capability;
 
-use super::exporter::{self, Page};
+use super::exporter::{self, Pages};
 use super::reload::{self, Reloader};
-use super::{Gateway, supervisor};
+use super::{Gateway, admin, changes, leasing, supervisor};
 use crate::control::dataplane::DataPlane as _;
-use crate::control::socket::UapiSocket;
+use crate::control::socket::LocalSocket;
 use crate::control::{Control, server};
 use crate::net::link::{LinkEvent, LinkWatch};
 use crate::sys::privileges::{self, Account};
 use crate::sys::process;
+use crate::sys::tun::Place;
 
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
@@ -24,9 +25,11 @@ const MOVED_CHECK: Duration = Duration::from_secs(2);
 /// A data plane with its model, what configures it, and what tells of changes of its link.
 pub(super) struct Serving {
     pub(super) control: Control<Gateway>,
-    pub(super) socket: UapiSocket,
+    pub(super) socket: LocalSocket,
+    /// The admin socket, if there is one.
+    pub(super) admin: Option<LocalSocket>,
     pub(super) watch: LinkWatch,
-    pub(super) metrics: Option<Page>,
+    pub(super) metrics: Pages,
     /// Who reads the configuration again, if there is a file.
     pub(super) reload: Option<Reloader>,
     /// What whoever started it wants done about once a second.
@@ -65,7 +68,7 @@ impl Serving {
         match privileges::confine(account, kept) {
             Ok(()) => Ok(self),
             Err(error) => {
-                drop(self.socket);
+                drop((self.socket, self.admin));
                 self.control.dataplane.stop();
                 Err(error).context("giving up privileges")
             }
@@ -78,7 +81,8 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { control, socket, watch, metrics, reload, each_second } = self;
+        let Self { mut control, socket, admin, watch, metrics, reload, each_second } = self;
+        let asked = control.dataplane.take_asked();
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
         let device_gone = async move {
@@ -93,12 +97,18 @@ impl Serving {
             never = supervisor::repeat(each_second) => match never {},
             never = reload::serve(reload, &control) => match never {},
             never = exporter::serve(metrics, &control) => match never {},
+            never = leasing::serve(&control) => match never {},
+            never = admin::serve(admin, &control) => match never {},
+            never = changes::serve(&control) => match never {},
+            never = leasing::answer(asked, &control) => match never {},
             () = ended => Ok(server::End::Signal),
         };
         tracing::info!(?end, "ending");
         supervisor::stopping();
         drop(socket);
-        control.into_inner().dataplane.stop();
+        let dataplane = control.into_inner().dataplane;
+        dataplane.farewell();
+        dataplane.stop();
         end
     }
 }
@@ -130,9 +140,15 @@ async fn watch_link(mut watch: LinkWatch, control: &RefCell<Control<Gateway>>) {
         }
     }
     loop {
-        match control.borrow().dataplane.link() {
-            Ok(link) => control.borrow().dataplane.set_mtu(link.mtu),
+        let place = control.borrow().dataplane.place();
+        let mtu = match place {
+            Ok(Place::Here(link)) => Ok(link.mtu),
+            Ok(Place::Elsewhere(name, there)) => watch.link().mtu_in(&there, name).await,
             Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return,
+            Err(error) => Err(error),
+        };
+        match mtu {
+            Ok(mtu) => control.borrow().dataplane.set_mtu(mtu),
             Err(error) => tracing::debug!(%error, "the device is out of sight"),
         }
         tokio::time::sleep(MOVED_CHECK).await;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use sd_notify::NotifyState;
 
-use super::Gateway;
+use super::{Gateway, changes};
 use crate::control::Control;
+use crate::control::events::{What, WorkerEvent};
 
 /// So often the threads are asked in the time that the service manager waits.
 const QUESTIONS_PER_LIMIT: u32 = 4;
@@ -64,10 +65,18 @@ pub(super) async fn watch(control: &RefCell<Control<Gateway>>) -> Infallible {
         return std::future::pending().await;
     };
     let mut pulse = control.borrow().dataplane.pulse();
+    let mut hangs = false;
     loop {
         tokio::time::sleep(limit / QUESTIONS_PER_LIMIT).await;
         // No second question before the first is answered: a thread that hangs does not collect them.
-        if pulse.is_complete() {
+        let complete = pulse.is_complete();
+        if hangs == complete {
+            hangs = !complete;
+            let change = if hangs { WorkerEvent::Hangs } else { WorkerEvent::Turns };
+            let what = What::Worker { worker: None, reason: None, change };
+            changes::tell(&mut control.borrow_mut(), what);
+        }
+        if complete {
             tell(&[NotifyState::Watchdog]);
             pulse = control.borrow().dataplane.pulse();
         } else {

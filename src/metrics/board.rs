@@ -12,7 +12,7 @@ pub const COUNTERS: usize = 48;
 /// Room for gauges.
 pub const GAUGES: usize = 16;
 /// Room for histograms.
-pub const HISTOGRAMS: usize = 2;
+pub const HISTOGRAMS: usize = 4;
 
 /// One thread's board. Alone on its cache lines, and on the neighbours that the processor fetches with them.
 #[derive(Debug)]

@@ -43,11 +43,14 @@ reasons! {
     Unauthentic "unauthentic" "transport message that did not authenticate";
     InnerMalformed "inner_malformed" "decrypted payload that is no IPv4 or IPv6 packet, or shorter than it says";
     SourceNotAllowed "source_not_allowed" "decrypted packet whose source address is not the peer's";
+    TemporaryPeer "temporary_peer" "what the key of an invite may not carry: packets, frames that are not for joining";
     FrameMalformed "frame_malformed" "control frame that is short, longer than it is, or no strict CBOR";
     FrameUnhandled "frame_unhandled" "control frame of an operation that is not defined, or not handled yet";
     FrameRefused "frame_refused"
         "control frame of another version, or without what its operation asks for; a request is answered with PROBLEM";
-    FrameStale "frame_stale" "HELLO or PONG in a keypair that a newer one has replaced";
+    FrameStale "frame_stale"
+        "control frame that changes something, in a keypair that is replaced, or ended by DISCONNECT";
+    ControlFull "control_full" "control frame for the control thread while its queue was full";
     FrameLimit "frame_limit" "control frame beyond its peer's rate limit, or whose answer found no room";
     TunLinkDown "tun_link_down" "packet for the TUN device while its link is down (EIO)";
     TunInvalid "tun_invalid" "packet that the TUN device refused as invalid (EINVAL)";

@@ -130,12 +130,15 @@ numbers! {
         sleeps "ringway_ring_sleeps_total" "io_uring_enter or ppoll calls that were allowed to sleep";
         busy_polls "ringway_busy_polls_total" "waits that began by polling awake, after a quiet spell";
         busy_poll_hits "ringway_busy_poll_hits_total" "of these, how many were spared a sleep";
+        lingers "ringway_lingers_total" "waits that let small packets gather";
         completions "ringway_ring_completions_total" "io_uring completions handled, or what poll found and was done";
         buffers_exhausted "ringway_receive_buffers_exhausted_total"
             "turns of a descriptor that ended for want of a buffer";
     } drops {
         receive_sizes "ringway_receive_batch_datagrams" "datagrams of each receive from a UDP socket";
         send_sizes "ringway_send_batch_datagrams" "datagrams of each send to a UDP socket";
+        tun_read_sizes "ringway_tun_read_batch_packets" "packets of each read from the TUN queue, once all are sealed";
+        tun_write_sizes "ringway_tun_write_batch_packets" "packets of each write to the TUN queue";
     }
 }
 

@@ -64,6 +64,18 @@ const PREDICATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("transport-aead", &["crypto::aead::tests::only_what_is_authentic_is_opened_and_the_rest_is_wiped"]),
+    ("enrolment-proof", &["crypto::enrolment::tests::a_proof_is_for_one_use_one_session_and_one_key"]),
+    (
+        "temporary-peer",
+        &[
+            "dataplane::frames::tests::the_key_of_an_invite_carries_nothing_but_what_is_for_joining",
+            "dataplane::inbound::tests::an_inner_source_is_the_peers_own_or_dropped",
+        ],
+    ),
+    (
+        "temporary-frame",
+        &["dataplane::frames::tests::the_key_of_an_invite_carries_nothing_but_what_is_for_joining"],
+    ),
     ("inner-source", &["dataplane::inbound::tests::an_inner_source_is_the_peers_own_or_dropped"]),
     ("owner-generation", &["dataplane::peers::tests::a_peer_of_another_generation_is_not_found"]),
     (
@@ -83,6 +95,7 @@ const PREDICATES: &[(&str, &[&str])] = &[
     ("aes-limit", &["noise::agreement::tests::a_key_ends_where_the_limit_says"]),
     ("aes-rekey", &["noise::agreement::tests::a_key_ends_where_the_limit_says"]),
     ("newest-keypair", &["noise::keypair::tests::a_responders_keypair_waits_for_its_confirmation"]),
+    ("disconnected", &["dataplane::frames::tests::after_a_disconnect_nothing_of_that_keypair_counts"]),
     ("frame-rate", &["dataplane::frames::tests::ten_frames_a_second_are_looked_at_and_twenty_at_once"]),
     ("under-load", &["dataplane::admission::tests::load_begins_at_an_eighth_is_held_and_recovers"]),
 ];

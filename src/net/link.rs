@@ -229,6 +229,19 @@ impl LinkWatch {
 }
 
 impl Link {
+    /// The link of this index, over a socket that is open.
+    pub(in crate::net) fn over(handle: Handle, index: u32) -> Self {
+        Self { index, handle }
+    }
+
+    /// Deletes the link. Descriptors of a TUN device answer EBADFD from then on.
+    ///
+    /// # Errors
+    /// EPERM, ENODEV; EOPNOTSUPP for a link that cannot be deleted.
+    pub async fn delete(&self) -> io::Result<()> {
+        self.handle.link().del(self.index).execute().await.map_err(to_io)
+    }
+
     /// Sets the link's MTU, bytes.
     ///
     /// # Errors
@@ -267,13 +280,14 @@ fn state_of(link: &LinkMessage, before: Option<LinkState>) -> Option<LinkState> 
     Some(LinkState { up: link.header.flags.contains(LinkFlags::Up), mtu })
 }
 
-fn to_io(error: rtnetlink::Error) -> io::Error {
+pub(in crate::net) fn to_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other.to_string()),
     }
 }
 
+mod elsewhere;
 mod setup;
 pub use setup::ROUTE_PROTOCOL;
 

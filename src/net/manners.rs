@@ -16,18 +16,20 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::net::name::InterfaceName;
+use crate::net::nft::{self, NftError};
 use crate::sys::interface;
 use crate::types::Prefix;
 
 pub mod foreign;
 mod forwarding;
-mod nft;
 mod record;
+pub mod reverse;
+mod table;
 
 use forwarding::Forwarding;
 pub use forwarding::advertised;
-use nft::Tables;
 use record::Records;
+use table::Tables;
 
 /// What the host is to do for one gateway. Its TUN device must be there.
 #[derive(Clone, Debug)]
@@ -120,12 +122,9 @@ pub enum MannersError {
         "another gateway with the interface {0} runs on this host, or in another of its network namespaces"
     )]
     Running(InterfaceName),
-    /// The program is missing.
-    #[error("the program nft is missing: install the package nftables")]
-    NoNft,
-    /// nft or netlink refused.
-    #[error("nftables: {0}")]
-    Nft(String),
+    /// nftables cannot be used or refused.
+    #[error(transparent)]
+    Nft(#[from] NftError),
     /// A parameter must be changed and cannot be.
     #[error(
         "{parameter} is {value} and must be {wanted}, and cannot be set here ({refusal}): set it from outside before \
@@ -174,7 +173,7 @@ pub fn clean_leftovers(run: &Path) -> Result<Vec<String>, MannersError> {
     let tables = Tables::open()?;
     for (interface, record) in &abandoned {
         forwarding::restore(record.changes(), &needed);
-        tables.delete(&nft::table_name(interface))?;
+        tables.delete(&table::table_name(interface))?;
     }
     let names = abandoned.iter().map(|(interface, _)| interface.clone()).collect();
     abandoned.iter().for_each(|(_, record)| record.close());
@@ -199,7 +198,7 @@ impl HostRules {
         // Dropping it undoes what is done from here on.
         let mut applied =
             Applied { forwarding: Forwarding::new(record, run.to_owned()), tables, tunnel, rules: self };
-        nft::load(&nft::ruleset(&applied.rules, tunnel))?;
+        nft::load(&table::ruleset(&applied.rules, tunnel))?;
         applied.listen_on(applied.rules.listen_port)?;
         applied.follow_routes()?;
         Ok(applied)
@@ -213,7 +212,7 @@ impl Applied {
     /// # Errors
     /// See [`MannersError`].
     pub fn follow_routes(&mut self) -> Result<(), MannersError> {
-        self.forwarding.extend(&self.rules)
+        self.forwarding.follow(&self.rules)
     }
 
     /// The gateway listens on another port from now on: the rules name that one. On an error they stay as they are.
@@ -221,7 +220,7 @@ impl Applied {
     /// # Errors
     /// [`MannersError::Nft`], as when somebody has taken the table away.
     pub fn listen_on(&self, port: u16) -> Result<(), MannersError> {
-        let table = nft::table_name(self.rules.interface.as_str());
+        let table = table::table_name(self.rules.interface.as_str());
         self.tables.listen_on(&table, self.rules.listen_port, port)
     }
 
@@ -233,22 +232,27 @@ impl Applied {
 
     /// Has `rules` in force in the place of those that are, without an interruption for what both allow. Interface,
     /// listen port ([`Self::listen_on`] follows it) and outer addresses stay; what forwards already does so until the
-    /// end.
+    /// end, or until nothing is to be forwarded.
     ///
     /// # Errors
     /// See [`MannersError`]; then the rules are as they were.
     pub fn change(&mut self, rules: HostRules) -> Result<(), MannersError> {
-        let table = nft::table_name(self.rules.interface.as_str());
+        let table = table::table_name(self.rules.interface.as_str());
         let HostRules { interface, listen_port, outer, .. } = self.rules.clone();
         let rules = HostRules { interface, listen_port, outer, ..rules };
-        let (before, after) = (nft::contents(&self.rules, self.tunnel), nft::contents(&rules, self.tunnel));
-        self.tables.exchange(&table, &before, &after)?;
-        if let Err(error) = self.forwarding.extend(&rules) {
-            self.tables.exchange(&table, &after, &before)?;
-            return Err(error);
+        let (before, after) =
+            (table::contents(&self.rules, self.tunnel), table::contents(&rules, self.tunnel));
+        // Nobody's packets leave when what hides them is gone: forwarding ends before it, and begins after it.
+        let changed = if rules.forward == Forward::Off { self.forwarding.follow(&rules) } else { Ok(()) };
+        let changed = changed.and_then(|()| self.tables.exchange(&table, &before, &after)).and_then(|()| {
+            let forwarded = self.forwarding.follow(&rules);
+            forwarded.or_else(|error| self.tables.exchange(&table, &after, &before).and(Err(error)))
+        });
+        match changed {
+            Ok(()) => self.rules = rules,
+            Err(_) => self.forwarding.follow(&self.rules)?,
         }
-        self.rules = rules;
-        Ok(())
+        changed
     }
 
     /// Takes everything back: forwarding first, then the rules. Says what did not work in the log.
@@ -260,7 +264,7 @@ impl Applied {
 impl Drop for Applied {
     fn drop(&mut self) {
         self.forwarding.undo(self.rules.interface.as_str());
-        if let Err(error) = self.tables.delete(&nft::table_name(self.rules.interface.as_str())) {
+        if let Err(error) = self.tables.delete(&table::table_name(self.rules.interface.as_str())) {
             tracing::warn!(%error, "the nftables table stays; the next start removes it");
         }
     }

@@ -1,7 +1,11 @@
 //! This host's network as the control thread sees and changes it: interface names, links, routes, kernel parameters,
 //! and the rules that a gateway brings along.
 
+pub mod dns;
+pub mod guard;
 pub mod link;
 pub mod manners;
 pub mod name;
+pub mod nft;
+pub mod route;
 pub mod sysctl;

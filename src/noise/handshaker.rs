@@ -13,31 +13,40 @@
 //! message with [`Handshaker::check_mac1`], and under load with [`Handshaker::check_mac2`].
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
+use hashbrown::HashTable;
 use rand_core::CryptoRng;
 use thiserror::Error;
 
-use self::exchange::{Agreed, Claimed, Symmetric};
+use self::exchange::{Agreed, Authentic, Claimed, Symmetric};
+use self::invited::Invited;
 use super::cookie::{CookieChecker, PeerCookie, receiver_of};
 use super::index::{IndexKey, IndexState, IndexTable};
 use super::timestamp::Tai64n;
 use super::{NewKeypair, Role, ToOwner};
-use crate::crypto::x25519::{LowOrder, PrivateKey};
+use crate::crypto::x25519::{self, LowOrder, PrivateKey};
 use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Time, WorkerId};
 use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 
 mod exchange;
+mod invited;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod transcripts;
 
+pub use self::invited::NotInvited;
+
 /// Initiations of one peer are accepted no closer together than this: 50 a second (`INITIATIONS_PER_SECOND` in the
 /// kernel's messages.h).
 pub const INITIATION_GAP: Duration = Duration::from_millis(20);
+/// Initiations that [`Handshaker::consume_initiations`] takes at most.
+pub const TOGETHER: usize = x25519::SIDE_BY_SIDE;
 /// A pending handshake is forgotten at this age (Reject-After-Time of the white paper, section 6.1).
 pub const PENDING_MAX_AGE: Duration = Duration::from_secs(180);
 /// A restored timestamp is at most this far ahead of our own clock, seconds: a peer whose clock was once wrong is not
@@ -124,8 +133,8 @@ struct Peer {
     id: PeerId,
     owner: WorkerId,
     public: PublicKey,
-    /// Zero if there is none, as the white paper has it.
-    psk: Secret,
+    /// By itself: most peers have none.
+    psk: Option<Box<Secret>>,
     /// Our static key times the peer's: kept, since each handshake needs it and it never changes. `None` without a
     /// private key, or if the peer's key has low order; such a peer can never handshake.
     static_static: Option<Secret>,
@@ -133,10 +142,26 @@ struct Peer {
     last_accepted: Option<Time>,
     /// The index of the pending handshake.
     pending: Option<u32>,
-    cookie: PeerCookie,
+    /// Made with the first message to the peer.
+    cookie: Option<Box<PeerCookie>>,
+    /// Of a temporary peer: what it can prove.
+    invited: Option<Box<Invited>>,
 }
 
+/// What a handshake without a PSK mixes in, as the white paper has it.
+static NO_PSK: Secret = Secret([0; 32]);
+
 impl Peer {
+    fn psk(&self) -> &Secret {
+        self.psk.as_deref().unwrap_or(&NO_PSK)
+    }
+
+    /// Writes the macs of a message to the peer.
+    fn finish(&mut self, message: &mut [u8], now: Time) {
+        let Self { cookie, public, .. } = self;
+        cookie.get_or_insert_with(|| Box::new(PeerCookie::new(public))).finish(message, now);
+    }
+
     /// Compares an authenticated timestamp with the greatest and stores it, as one step.
     fn accept_stamp(&mut self, stamp: Tai64n, now: Time) -> Result<(), HandshakeError> {
         if !is_newer(stamp, self.greatest) {
@@ -174,12 +199,31 @@ struct Pending {
     born: Time,
 }
 
+/// An authentic initiation that is to be answered.
+struct Accepted {
+    /// Of its peer.
+    slot: u32,
+    authentic: Authentic,
+    /// Ours, for the response, and its index.
+    ephemeral: PrivateKey,
+    index: u32,
+}
+
+impl Accepted {
+    /// Whose shared secrets the response needs.
+    fn pairs(&self) -> [(&PrivateKey, &PublicKey); 2] {
+        let Claimed { ephemeral, identity, .. } = &self.authentic.claimed;
+        [(&self.ephemeral, ephemeral), (&self.ephemeral, identity)]
+    }
+}
+
 /// The handshakes of all peers. See the module's documentation.
 pub struct Handshaker {
     private: Option<PrivateKey>,
     /// By slot; a `PeerId` of another generation finds nothing.
     peers: HashMap<u32, Box<Peer>>,
-    by_key: HashMap<PublicKey, u32>,
+    /// Slots: the keys stand there. Hashed as `peers` hashes.
+    by_key: HashTable<u32>,
     /// By our receiver index. At most one per peer.
     pending: HashMap<u32, Box<Pending>>,
     indices: IndexTable,
@@ -193,7 +237,7 @@ impl Handshaker {
         Self {
             private: None,
             peers: HashMap::new(),
-            by_key: HashMap::new(),
+            by_key: HashTable::new(),
             pending: HashMap::new(),
             indices: IndexTable::new(workers, index_key),
             checker: CookieChecker::default(),
@@ -244,7 +288,7 @@ impl Handshaker {
         if holds("own-key", self.public_key() == Some(public)) {
             return Err(AddPeerError::OwnKey);
         }
-        if self.by_key.contains_key(&public) {
+        if self.slot_of(&public).is_some() {
             return Err(AddPeerError::KeyInUse);
         }
         if self.peers.contains_key(&id.slot) {
@@ -254,15 +298,20 @@ impl Handshaker {
             id,
             owner,
             public,
-            psk: psk_or_zero(psk),
+            psk: boxed(psk),
             static_static: self.private.as_ref().and_then(|key| key.shared(&public).ok()),
             greatest: Tai64n::default(),
             last_accepted: None,
             pending: None,
-            cookie: PeerCookie::new(&public),
+            cookie: None,
+            invited: None,
         };
-        self.by_key.insert(public, id.slot);
         self.peers.insert(id.slot, Box::new(peer));
+        let Self { by_key, peers, .. } = self;
+        let hash = |key: &PublicKey| peers.hasher().hash_one(key);
+        by_key.insert_unique(hash(&public), id.slot, |slot| {
+            peers.get(slot).map_or(0, |peer| hash(&peer.public))
+        });
         Ok(())
     }
 
@@ -270,7 +319,7 @@ impl Handshaker {
     /// is gone is ignored.
     pub fn set_psk(&mut self, id: PeerId, psk: Option<Secret>) {
         if let Some(peer) = peer_mut(&mut self.peers, id) {
-            peer.psk = psk_or_zero(psk);
+            peer.psk = boxed(psk);
         }
     }
 
@@ -282,7 +331,10 @@ impl Handshaker {
             return;
         }
         let Some(peer) = self.peers.remove(&id.slot) else { return };
-        self.by_key.remove(&peer.public);
+        let hash = self.peers.hasher().hash_one(peer.public);
+        if let Ok(found) = self.by_key.find_entry(hash, |slot| *slot == id.slot) {
+            found.remove();
+        }
         if let Some(index) = peer.pending {
             forget(&mut self.pending, &mut self.indices, index);
         }
@@ -291,7 +343,12 @@ impl Handshaker {
     /// The peer with a public key.
     #[must_use]
     pub fn peer(&self, public: &PublicKey) -> Option<PeerId> {
-        self.by_key.get(public).and_then(|slot| self.peers.get(slot)).map(|peer| peer.id)
+        self.peers.get(&self.slot_of(public)?).map(|peer| peer.id)
+    }
+
+    fn slot_of(&self, public: &PublicKey) -> Option<u32> {
+        let same = |slot: &u32| self.peers.get(slot).is_some_and(|peer| peer.public == *public);
+        self.by_key.find(self.peers.hasher().hash_one(public), same).copied()
     }
 
     /// The worker that owns a peer.
@@ -321,7 +378,7 @@ impl Handshaker {
         let written = exchange::write_initiation(ours, &peer.public, static_static, &ephemeral, index, stamp);
         let (mut message, symmetric) =
             written.inspect_err(|_| self.indices.release(index, IndexState::Pending))?;
-        peer.cookie.finish(&mut message, now);
+        peer.finish(&mut message, now);
         if let Some(superseded) = peer.pending.replace(index) {
             forget(&mut self.pending, &mut self.indices, superseded);
         }
@@ -342,10 +399,63 @@ impl Handshaker {
         now: Time,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<(WorkerId, ToOwner), HandshakeError> {
+        let one = ArrayVec::from_iter([(*message, source)]);
+        self.consume_initiations(&one, now, rng).pop().unwrap_or(Err(HandshakeError::BadInitiation))
+    }
+
+    /// As [`Self::consume_initiation`], several with their sources: one result each, in their order. What they cost is
+    /// X25519, which is cheaper side by side.
+    pub fn consume_initiations(
+        &mut self,
+        messages: &ArrayVec<([u8; INITIATION_LEN], Endpoint), TOGETHER>,
+        now: Time,
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> ArrayVec<Result<(WorkerId, ToOwner), HandshakeError>, TOGETHER> {
+        let Some(ours) = &self.private else {
+            return messages.iter().map(|_| Err(HandshakeError::NoPrivateKey)).collect();
+        };
+        let ephemerals: ArrayVec<_, TOGETHER> =
+            messages.iter().map(|(message, _)| exchange::ephemeral_of(message)).collect();
+        let mut shared = {
+            let pairs = ephemerals.iter().flatten().map(|ephemeral| (ours, ephemeral)).collect();
+            x25519::shared_by_each(&pairs).into_iter()
+        };
+        let accepted: ArrayVec<_, TOGETHER> = messages
+            .iter()
+            .zip(&ephemerals)
+            .map(|((message, _), ephemeral)| {
+                let shared = ephemeral.as_ref().and_then(|_| shared.next());
+                self.accept(message, &shared.ok_or(HandshakeError::BadInitiation)??, now, rng)
+            })
+            .collect();
+        let mut shared: ArrayVec<_, { 2 * TOGETHER }> = {
+            let answerable: ArrayVec<_, TOGETHER> = accepted.iter().flatten().collect();
+            let some = answerable.chunks(TOGETHER / 2);
+            let pairs = some.map(|some| some.iter().flat_map(|one| one.pairs()).collect());
+            pairs.flat_map(|pairs| x25519::shared_by_each(&pairs)).rev().collect()
+        };
+        let each = accepted.into_iter().zip(messages);
+        each.map(|(accepted, (_, source))| {
+            let accepted = accepted?;
+            let (first, second) = (shared.pop(), shared.pop());
+            self.answer(accepted, [first, second], *source, now)
+        })
+        .collect()
+    }
+
+    /// Takes an initiation up to the point at which what it costs is worth it: its sender is a peer of ours, and it is
+    /// new. `shared` is what our static key shares with its ephemeral.
+    fn accept(
+        &mut self,
+        message: &[u8; INITIATION_LEN],
+        shared: &Secret,
+        now: Time,
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> Result<Accepted, HandshakeError> {
         let ours = self.private.as_ref().ok_or(HandshakeError::NoPrivateKey)?;
-        let claimed = Claimed::read(ours, message)?;
-        let slot = self.by_key.get(&claimed.identity).ok_or(HandshakeError::UnknownPeer)?;
-        let peer = self.peers.get_mut(slot).ok_or(HandshakeError::UnknownPeer)?;
+        let claimed = Claimed::read(ours.public(), shared, message)?;
+        let slot = self.slot_of(&claimed.identity).ok_or(HandshakeError::UnknownPeer)?;
+        let peer = self.peers.get_mut(&slot).ok_or(HandshakeError::UnknownPeer)?;
         let static_static = peer.static_static.as_ref().ok_or(HandshakeError::LowOrder)?;
         let authentic = claimed.authenticate(static_static)?;
         peer.accept_stamp(authentic.stamp, now)?;
@@ -353,10 +463,25 @@ impl Handshaker {
         let ephemeral = PrivateKey::random(rng);
         let index =
             self.indices.draw(peer.id, peer.owner, IndexState::Live, rng).ok_or(HandshakeError::NoIndex)?;
-        let answered = authentic.respond(&peer.psk, &ephemeral, index);
+        Ok(Accepted { slot, authentic, ephemeral, index })
+    }
+
+    /// Answers it, with what [`Accepted::pairs`] share.
+    fn answer(
+        &mut self,
+        accepted: Accepted,
+        shared: [Option<Result<Secret, LowOrder>>; 2],
+        source: Endpoint,
+        now: Time,
+    ) -> Result<(WorkerId, ToOwner), HandshakeError> {
+        let Accepted { slot, authentic, ephemeral, index } = accepted;
+        let ([Some(Ok(first)), Some(Ok(second))], Some(peer)) = (shared, self.peers.get_mut(&slot)) else {
+            self.indices.release(index, IndexState::Live);
+            return Err(HandshakeError::LowOrder);
+        };
         let (mut response, agreed) =
-            answered.inspect_err(|_| self.indices.release(index, IndexState::Live))?;
-        peer.cookie.finish(&mut response, now);
+            authentic.respond(peer.psk(), ephemeral.public(), &[first, second], index);
+        peer.finish(&mut response, now);
         Ok(install(peer, agreed, index, Role::Responder, source, Some(response)))
     }
 
@@ -379,7 +504,7 @@ impl Handshaker {
             return Err(HandshakeError::BadResponse);
         }
         let agreed =
-            exchange::read_response(&pending.symmetric, ours, &pending.ephemeral, &peer.psk, message)?;
+            exchange::read_response(&pending.symmetric, ours, &pending.ephemeral, peer.psk(), message)?;
         peer.pending = None;
         self.pending.remove(&index);
         self.indices.promote(index);
@@ -398,7 +523,8 @@ impl Handshaker {
         let index = receiver_of(message).ok_or(HandshakeError::BadCookie)?;
         let (id, _) = self.indices.find(index).ok_or(HandshakeError::BadCookie)?;
         let peer = peer_mut(&mut self.peers, id).ok_or(HandshakeError::BadCookie)?;
-        if peer.cookie.accept(message, now) { Ok(()) } else { Err(HandshakeError::BadCookie) }
+        let cookie = peer.cookie.as_mut().ok_or(HandshakeError::BadCookie)?;
+        if cookie.accept(message, now) { Ok(()) } else { Err(HandshakeError::BadCookie) }
     }
 
     /// Whether a response or a cookie reply names a message of ours that waits for one: a look-up, no
@@ -437,6 +563,10 @@ impl Handshaker {
 
     /// An owner gives back the index of a keypair that is gone. An index that is not a keypair's is ignored.
     pub fn release(&mut self, index: u32) {
+        let owner = self.indices.find(index).and_then(|(id, _)| peer_mut(&mut self.peers, id));
+        if let Some(invited) = owner.and_then(|peer| peer.invited.as_mut()) {
+            invited.remove(index);
+        }
         self.indices.release(index, IndexState::Live);
     }
 
@@ -500,19 +630,23 @@ fn forget(pending: &mut HashMap<u32, Box<Pending>>, indices: &mut IndexTable, in
     indices.release(index, IndexState::Pending);
 }
 
-fn psk_or_zero(psk: Option<Secret>) -> Secret {
-    psk.unwrap_or(Secret([0; 32]))
+/// Zero is none.
+fn boxed(psk: Option<Secret>) -> Option<Box<Secret>> {
+    psk.filter(|psk| !psk.is_zero()).map(Box::new)
 }
 
 fn install(
-    peer: &Peer,
+    peer: &mut Peer,
     agreed: Agreed,
     local_index: u32,
     role: Role,
     endpoint: Endpoint,
     response: Option<[u8; RESPONSE_LEN]>,
 ) -> (WorkerId, ToOwner) {
-    let Agreed { send, recv, third, remote_index } = agreed;
-    let keypair = Box::new(NewKeypair { send, recv, third, local_index, remote_index, role });
+    let Agreed { send, recv, third, transcript, remote_index } = agreed;
+    if let Some(invited) = &mut peer.invited {
+        invited.add(local_index, &transcript);
+    }
+    let keypair = Box::new(NewKeypair { send, recv, third, transcript, local_index, remote_index, role });
     (peer.owner, ToOwner::Install { peer: peer.id, keypair, endpoint, response })
 }

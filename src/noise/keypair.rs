@@ -4,15 +4,16 @@
 //! keypair is current at once; a responder's waits as `next` until the peer has proven, by a transport message in it,
 //! that it holds the keys; `previous` still opens what was under way.
 //!
-//! All is in place, but for what the library of the cipher keeps of a key and erases itself. A keypair never moves
-//! between its places when its standing changes, and it is dropped where it lies: a move would leave a copy of the keys
-//! behind that nobody wipes.
+//! A keypair is made with its session and stands by itself, in memory that is kept for keys (`sys::guarded`), but for
+//! what the library of the cipher keeps of a key and erases itself: a peer without a session costs three pointers. It
+//! never moves when its standing changes, and is wiped where it lies.
 
 use arrayvec::ArrayVec;
 
 use crate::crypto::aead::Key;
 use crate::crypto::hash::hkdf_sha256;
 use crate::mutation::holds;
+use crate::sys::guarded::{Guardable, Guarded, Pool};
 use crate::types::{Secret, Suite, Time};
 
 use super::agreement::Agreement;
@@ -27,29 +28,42 @@ pub const PLACES: usize = 3;
 pub type Released = ArrayVec<u32, PLACES>;
 
 /// The keys of one session and what was used of them. Neither `Clone` nor `Copy`: two owners of one send counter
-/// would use a nonce twice.
+/// would use a nonce twice. In this order a packet touches three or four cache lines of it.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Keypair {
     /// Seals what we send.
     pub send: Key,
     /// Opens what we receive.
     pub recv: Key,
-    /// The same for AES-256-GCM, once it is spoken of.
-    aes: Aes,
-    /// In which suite we seal.
-    pub agreement: Agreement,
     /// Our receiver index.
     pub local_index: u32,
     /// The peer's receiver index.
     pub remote_index: u32,
-    /// Who initiated.
-    pub role: Role,
     /// When it was installed.
     pub born: Time,
     /// The next counter to send with.
     pub send_counter: u64,
+    /// In which suite we seal.
+    pub agreement: Agreement,
+    /// Who initiated.
+    pub role: Role,
+    /// The peer has sent a control frame in it.
+    pub speaks: bool,
+    /// The peer has said in it that it goes.
+    pub ended: bool,
     /// The counters received.
     pub window: Window,
+    /// The keys for AES-256-GCM, once it is spoken of.
+    aes: Aes,
+}
+
+static POOL: Pool<Keypair> = Pool::new();
+
+impl Guardable for Keypair {
+    fn pool() -> &'static Pool<Self> {
+        &POOL
+    }
 }
 
 /// The keys of AES-256-GCM, one per direction, or what they are derived from.
@@ -84,12 +98,14 @@ impl Aes {
 
 impl Keypair {
     fn new(new: &NewKeypair, born: Time) -> Self {
-        let NewKeypair { send, recv, third, local_index, remote_index, role } = new;
+        let NewKeypair { send, recv, third, local_index, remote_index, role, .. } = new;
         Self {
             send: Key::new(send),
             recv: Key::new(recv),
             aes: Aes::Third(third.clone()),
             agreement: Agreement::default(),
+            speaks: false,
+            ended: false,
             local_index: *local_index,
             remote_index: *remote_index,
             role: *role,
@@ -170,10 +186,18 @@ pub struct KeypairRef {
     local_index: u32,
 }
 
+impl KeypairRef {
+    /// Our receiver index of it.
+    #[must_use]
+    pub fn local_index(self) -> u32 {
+        self.local_index
+    }
+}
+
 /// A peer's keypairs. Each fills one place; the standings say which.
 #[derive(Debug, Default)]
 pub struct Keypairs {
-    places: [Option<Keypair>; PLACES],
+    places: [Option<Guarded<Keypair>>; PLACES],
     previous: Option<u8>,
     current: Option<u8>,
     next: Option<u8>,
@@ -242,7 +266,7 @@ impl Keypairs {
         // The new keypair's own standing was freed or handed on above, so of three places one is empty.
         let place = (0u8..).zip(&self.places).find_map(|(place, held)| held.is_none().then_some(place));
         if let Some(held) = place.and_then(|place| self.places.get_mut(usize::from(place))) {
-            *held = Some(Keypair::new(new, now));
+            *held = Some(Guarded::new(Keypair::new(new, now)));
         }
         *(if initiator { &mut self.current } else { &mut self.next }) = place;
         released
@@ -279,14 +303,14 @@ impl Keypairs {
     }
 
     fn at(&self, standing: Option<u8>) -> Option<&Keypair> {
-        self.places.get(usize::from(standing?))?.as_ref()
+        self.places.get(usize::from(standing?))?.as_deref()
     }
 
     fn at_mut(&mut self, standing: Option<u8>) -> Option<&mut Keypair> {
-        self.places.get_mut(usize::from(standing?))?.as_mut()
+        self.places.get_mut(usize::from(standing?))?.as_deref_mut()
     }
 
-    /// Wipes a place where it lies: `Option::take` would move the keys out and leave their bytes.
+    /// Empties a place, which wipes the keypair where it lies.
     fn drop_at(&mut self, standing: Option<u8>, released: &mut Released) {
         let place = standing.and_then(|place| self.places.get_mut(usize::from(place)));
         if let Some(held @ Some(_)) = place {
@@ -317,10 +341,30 @@ mod tests {
             send: Secret([byte; 32]),
             recv: Secret([byte ^ 0xff; 32]),
             third: Secret([byte ^ 0x0f; 32]),
+            transcript: Secret([0; 32]),
             local_index,
             remote_index: local_index + 1000,
             role,
         }
+    }
+
+    #[test]
+    fn what_every_packet_needs_stands_in_the_first_four_cache_lines() {
+        use std::mem::offset_of;
+
+        assert_eq!(offset_of!(Keypair, recv), 64, "either key has a line of its own");
+        let hot = [
+            offset_of!(Keypair, local_index),
+            offset_of!(Keypair, remote_index),
+            offset_of!(Keypair, born),
+            offset_of!(Keypair, send_counter),
+            offset_of!(Keypair, agreement) + size_of::<Agreement>() - 1,
+            offset_of!(Keypair, role),
+            offset_of!(Keypair, ended),
+            offset_of!(Keypair, window),
+        ];
+        assert!(hot.iter().all(|offset| *offset < 4 * 64), "{hot:?}");
+        assert!(size_of::<Keypair>() <= 20 * 64, "{}", size_of::<Keypair>());
     }
 
     /// Keys, nonce and message as docs/protocol.md has them, made there by another implementation.

@@ -40,6 +40,8 @@ pub struct NewKeypair {
     pub recv: Secret,
     /// What the keys of other suites are derived from: the third output of the KDF whose first two are the keys above.
     pub third: Secret,
+    /// The hash of all that was said in the handshake, equal on both sides; the keypair does not keep it.
+    pub transcript: Secret,
     /// Our receiver index: the peer writes it into every transport message.
     pub local_index: u32,
     /// The peer's receiver index: we write it into every transport message.

@@ -20,15 +20,19 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
-use crate::crypto::aead::Key;
+use crate::crypto::aead::{self, Key, Span, TAG_LEN};
 use crate::mutation::holds;
 use crate::types::{Endpoint, PeerId, Suite, Time};
 use crate::wire::frame::{Bytes, Frame, Hello};
-use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
+use crate::wire::wireguard::{
+    INITIATION_LEN, RESPONSE_LEN, TRANSPORT_HEADER_LEN, TransportHeader, padded_len,
+};
 
 use super::agreement::{Changes, Policy};
 use super::keypair::{Keypairs, PLACES};
@@ -45,6 +49,10 @@ mod tests;
 
 /// Packets that wait for a handshake, per peer; the kernel's `MAX_STAGED_PACKETS`.
 pub const MAX_STAGED: usize = 128;
+
+/// How long a session of a temporary peer lasts at most: confirmed or not, so that it ends no later than so long after
+/// its confirmation.
+pub const TEMPORARY: Duration = Duration::from_secs(30);
 
 /// Room for released indices between two drains: what two calls can release at most, and one confirmation.
 const MAX_RELEASED: usize = 2 * PLACES + 1;
@@ -127,6 +135,8 @@ struct Timers {
     new_handshake: Option<Time>,
     erase: Option<Time>,
     persistent: Option<Time>,
+    /// When the session is over, unless there is a newer one: see [`PeerSession::is_live`].
+    over: Option<Time>,
     /// Data arrived while `keepalive` was pending.
     need_another_keepalive: bool,
     /// Retransmissions since the handshake began.
@@ -139,12 +149,16 @@ struct Timers {
 
 impl Timers {
     fn deadline(&self) -> Option<Time> {
-        [self.retransmit, self.keepalive, self.new_handshake, self.erase, self.persistent]
+        [self.retransmit, self.keepalive, self.new_handshake, self.erase, self.persistent, self.over]
             .into_iter()
             .flatten()
             .min()
     }
 }
+
+/// Packets that wait for a keypair.
+#[derive(Debug, Default)]
+struct Staged(VecDeque<Box<[u8]>>);
 
 /// Disarms a timer that is due.
 fn take_due(timer: &mut Option<Time>, now: Time) -> bool {
@@ -155,38 +169,59 @@ fn take_due(timer: &mut Option<Time>, now: Time) -> bool {
 #[derive(Debug)]
 pub struct PeerSession {
     peer: PeerId,
-    limits: Limits,
+    /// Everybody's.
+    limits: Arc<Limits>,
     policy: Policy,
     endpoint: Option<Endpoint>,
-    persistent_keepalive: Option<Duration>,
+    /// Seconds.
+    persistent_keepalive: Option<NonZeroU16>,
     keypairs: Keypairs,
     timers: Timers,
     /// An initiation was asked for and has not been sent yet.
     begin_in_flight: bool,
-    staged: VecDeque<Box<[u8]>>,
+    /// There only while packets wait.
+    staged: Option<Box<Staged>>,
     stats: Stats,
     actions: Actions,
     jitter: Jitter,
+    /// See [`Self::temporary`].
+    temporary: bool,
 }
 
 impl PeerSession {
     /// A peer without endpoint and sessions. `seed` spreads its retransmissions; it needs no secrecy.
     #[must_use]
-    pub fn new(peer: PeerId, limits: Limits, seed: u64) -> Self {
+    pub fn new(peer: PeerId, limits: impl Into<Arc<Limits>>, seed: u64) -> Self {
         Self {
             peer,
-            limits,
+            limits: limits.into(),
             policy: Policy::default(),
             endpoint: None,
             persistent_keepalive: None,
             keypairs: Keypairs::default(),
             timers: Timers::default(),
             begin_in_flight: false,
-            staged: VecDeque::new(),
+            staged: None,
             stats: Stats::default(),
             actions: Actions::default(),
             jitter: Jitter(seed),
+            temporary: false,
         }
+    }
+
+    /// A peer of an invite's use: it begins no handshake, its sessions end after [`TEMPORARY`], and of suites nothing
+    /// is agreed.
+    #[must_use]
+    pub fn temporary(peer: PeerId, limits: &Limits, seed: u64) -> Self {
+        let limits = Limits { reject_after_time: limits.reject_after_time.min(TEMPORARY), ..*limits };
+        Self { temporary: true, ..Self::new(peer, limits, seed) }
+    }
+
+    /// True for a peer of an invite's use.
+    #[inline]
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        self.temporary
     }
 
     /// The same, speaking of suites as `policy` says; without it HELLO is answered, and AES-256-GCM is not used.
@@ -221,6 +256,16 @@ impl PeerSession {
         self.keypairs.current().is_some()
     }
 
+    /// True while there is a session: a confirmed keypair younger than Reject-After-Time, in which the peer has not
+    /// said that it goes. Falls of its own accord at a [`Self::deadline`].
+    #[inline]
+    #[must_use]
+    pub fn is_live(&self, now: Time) -> bool {
+        self.keypairs
+            .current()
+            .is_some_and(|keypair| !keypair.ended && !keypair.is_expired(now, &self.limits))
+    }
+
     /// What data is sealed with; `None` without a keypair to send with.
     #[must_use]
     pub fn suite(&self) -> Option<Suite> {
@@ -230,7 +275,7 @@ impl PeerSession {
     /// The interval of persistent keepalives in force.
     #[must_use]
     pub fn persistent_keepalive(&self) -> Option<Duration> {
-        self.persistent_keepalive
+        self.persistent_keepalive.map(|seconds| Duration::from_secs(seconds.get().into()))
     }
 
     /// When [`Self::handle_timeout`] is due; `None` if no timer runs.
@@ -256,7 +301,7 @@ impl PeerSession {
     pub fn set_endpoint(&mut self, remote: Option<SocketAddr>, now: Time) {
         self.endpoint = remote.map(Endpoint::new);
         let persistent_lapsed = self.persistent_keepalive.is_some() && self.timers.persistent.is_none();
-        if self.endpoint.is_some() && (persistent_lapsed || !self.staged.is_empty()) {
+        if self.endpoint.is_some() && (persistent_lapsed || self.staged.is_some()) {
             self.send_staged_or_keepalive(now);
         }
     }
@@ -271,11 +316,9 @@ impl PeerSession {
     /// Sets the interval of persistent keepalives in seconds; `None` and 0 turn them off. Turning them on sends one
     /// at once.
     pub fn set_keepalive(&mut self, seconds: Option<u16>, now: Time) {
-        let interval =
-            seconds.filter(|&seconds| seconds != 0).map(|seconds| Duration::from_secs(seconds.into()));
         let was_off = self.persistent_keepalive.is_none();
-        self.persistent_keepalive = interval;
-        match interval {
+        self.persistent_keepalive = seconds.and_then(NonZeroU16::new);
+        match self.persistent_keepalive {
             None => self.timers.persistent = None,
             Some(_) if was_off => self.send_staged_or_keepalive(now),
             // The new interval counts from now, unless nothing is under way.
@@ -301,8 +344,8 @@ impl PeerSession {
 
     /// Drops every keypair that is past Reject-After-Time: the host was suspended, or the clock jumped.
     pub fn erase_expired(&mut self, now: Time) {
-        let limits = self.limits;
-        let released = self.keypairs.drop_if(|keypair| keypair.is_expired(now, &limits));
+        let Self { keypairs, limits, .. } = self;
+        let released = keypairs.drop_if(|keypair| keypair.is_expired(now, limits));
         self.release(released);
     }
 }
@@ -373,6 +416,19 @@ impl PeerSession {
         keypair.sealing_key(suite, bytes as u64 / 16, limits)
     }
 
+    /// A message of one text by itself in WireGuard's suite, sealed; of none it is a keepalive. For whoever sends few:
+    /// it is a buffer of its own. `None` as of [`Self::reserve`].
+    pub fn message(&mut self, text: &[u8], now: Time) -> Option<Vec<u8>> {
+        let Reserved { remote_index: receiver, first_counter: counter, .. } = self.reserve(1, now)?;
+        let suite = Suite::ChaCha20Poly1305;
+        let mut message = TransportHeader { receiver, counter, suite }.to_bytes().to_vec();
+        message.extend(text);
+        let span = Span { start: TRANSPORT_HEADER_LEN, len: padded_len(text.len(), 0) };
+        message.resize(span.start + span.len + TAG_LEN, 0);
+        let key = self.sealing_key(receiver, suite, message.len())?;
+        aead::seal_run(key, counter, &mut message, &[span]).then_some(message)
+    }
+
     /// After a run of transport messages was handed to the socket, once for the run: `bytes` is the sum of the outer
     /// UDP payloads. `data` is false for keepalives, and for a run that the kernel refused.
     #[inline]
@@ -393,27 +449,31 @@ impl PeerSession {
     /// Keeps a packet until a keypair is ready and asks for one. Returns the oldest of a full queue, which is
     /// dropped.
     pub fn stage(&mut self, packet: Box<[u8]>, now: Time) -> Option<Box<[u8]>> {
-        let dropped = if self.staged.len() >= MAX_STAGED { self.staged.pop_front() } else { None };
-        self.staged.push_back(packet);
+        let Staged(staged) = &mut **self.staged.get_or_insert_default();
+        let dropped = if staged.len() >= MAX_STAGED { staged.pop_front() } else { None };
+        staged.push_back(packet);
         self.send_staged_or_keepalive(now);
         dropped
     }
 
     /// How many packets are staged, [`MAX_STAGED`] at most.
+    #[inline]
     #[must_use]
     pub fn staged_len(&self) -> usize {
-        self.staged.len()
+        self.staged.as_ref().map_or(0, |staged| staged.0.len())
     }
 
     /// Bytes of the staged packets; the worker bounds the sum over its peers.
     #[must_use]
     pub fn staged_bytes(&self) -> usize {
-        self.staged.iter().map(|packet| packet.len()).sum()
+        self.staged.iter().flat_map(|staged| &staged.0).map(|packet| packet.len()).sum()
     }
 
     /// Removes the oldest staged packet, counters for it being reserved.
     pub fn pop_staged(&mut self) -> Option<Box<[u8]>> {
-        self.staged.pop_front()
+        let packet = self.staged.as_mut()?.0.pop_front();
+        self.staged.take_if(|staged| staged.0.is_empty());
+        packet
     }
 
     /// After the initiation that [`Actions::begin`] asked for was handed to the socket, whether that took it or not.
@@ -483,7 +543,7 @@ impl PeerSession {
             self.stats.rx_bytes += INITIATION_LEN as u64;
             self.stats.tx_bytes += RESPONSE_LEN as u64;
             self.handshake_complete(now);
-            self.actions.flush_staged |= !self.staged.is_empty();
+            self.actions.flush_staged |= self.staged.is_some();
         }
         self.renew_on_receipt(now);
         self.any_authenticated_packet_received(now);
@@ -509,6 +569,33 @@ impl PeerSession {
         let Some(keypair) = self.keypairs.newest_mut(name) else { return false };
         self.actions.suite.agreed |= keypair.agreement.pong(suite, frame);
         true
+    }
+
+    /// A control frame was opened in this keypair.
+    pub fn heard(&mut self, name: KeypairRef) {
+        if let Some(keypair) = self.keypairs.named_mut(name) {
+            keypair.speaks = true;
+        }
+    }
+
+    /// True if the peer has sent a control frame in the keypair that sends: it understands ours.
+    #[must_use]
+    pub fn speaks(&self) -> bool {
+        self.keypairs.current().is_some_and(|keypair| keypair.speaks)
+    }
+
+    /// True if a frame of this keypair may change something: it is the newest, and the peer has not said in it that it
+    /// goes.
+    #[must_use]
+    pub fn may_change(&mut self, name: KeypairRef) -> bool {
+        self.keypairs.newest_mut(name).is_some_and(|keypair| !holds("disconnected", keypair.ended))
+    }
+
+    /// The peer has said in this keypair that it goes: nothing that is said in it counts any more.
+    pub fn disconnected(&mut self, name: KeypairRef) {
+        if let Some(keypair) = self.keypairs.named_mut(name) {
+            keypair.ended = true;
+        }
     }
 
     /// Installs what a handshake has yielded. As initiator the keypair sends at once and `endpoint`, which the
@@ -540,6 +627,8 @@ impl PeerSession {
         if self.deadline().is_some_and(|deadline| now.since(deadline) >= self.limits.reject_after_time) {
             self.erase_expired(now);
         }
+        // Nothing to do but to be looked at: the session is not live any more.
+        take_due(&mut self.timers.over, now);
         if take_due(&mut self.timers.erase, now) {
             self.drop_keypairs();
         }
@@ -587,7 +676,7 @@ impl PeerSession {
         if attempt == Attempt::First {
             self.timers.attempts = 0;
         }
-        if self.begin_in_flight || self.endpoint.is_none() {
+        if self.begin_in_flight || self.temporary || self.endpoint.is_none() {
             return;
         }
         // A reading in the future means that the clock jumped back: it does not hold a handshake up.
@@ -607,7 +696,7 @@ impl PeerSession {
     fn send_staged_or_keepalive(&mut self, now: Time) {
         if !self.can_send(now) {
             self.begin(now, Attempt::First);
-        } else if self.staged.is_empty() {
+        } else if self.staged.is_none() {
             self.actions.keepalive = true;
         } else {
             self.actions.flush_staged = true;
@@ -620,6 +709,8 @@ impl PeerSession {
         self.timers.sent_lastminute_handshake = false;
         self.stats.last_handshake = Some(now);
         self.stats.handshakes += 1;
+        let born = self.keypairs.current().map(|keypair| keypair.born);
+        self.timers.over = born.map(|born| born + self.limits.reject_after_time);
         self.actions.connected = true;
         let policy = self.policy;
         self.actions.frames |=
@@ -645,7 +736,7 @@ impl PeerSession {
 
     #[inline]
     fn any_authenticated_packet_traversal(&mut self, now: Time) {
-        if let Some(interval) = self.persistent_keepalive {
+        if let Some(interval) = self.persistent_keepalive() {
             self.timers.persistent = Some(now + interval);
         }
     }
@@ -654,11 +745,12 @@ impl PeerSession {
         let released = self.keypairs.drop_if(|_| true);
         self.release(released);
         self.timers.erase = None;
+        self.timers.over = None;
     }
 
     fn drop_staged(&mut self) {
-        self.actions.staged_dropped += u32::try_from(self.staged.len()).unwrap_or(u32::MAX);
-        self.staged = VecDeque::new();
+        self.actions.staged_dropped += u32::try_from(self.staged_len()).unwrap_or(u32::MAX);
+        self.staged = None;
     }
 
     fn release(&mut self, indices: impl IntoIterator<Item = u32>) {
@@ -682,11 +774,11 @@ enum Attempt {
 
 /// Spreads retransmissions of many peers, and of both sides of one (SplitMix64; Steele, Lea, Flood 2014).
 #[derive(Debug)]
-struct Jitter(u64);
+pub(crate) struct Jitter(pub(crate) u64);
 
 impl Jitter {
     /// A time in `0..bound`; zero if `bound` is.
-    fn below(&mut self, bound: Duration) -> Duration {
+    pub(crate) fn below(&mut self, bound: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

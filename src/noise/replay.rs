@@ -32,6 +32,7 @@ pub enum Rejected {
 
 /// The counters accepted so far, as far back as [`WINDOW_LEN`].
 #[derive(Debug)]
+#[repr(C)]
 pub struct Window {
     /// The greatest accepted counter + 1; 0 before the first. Never overflows: see [`REJECT_AFTER_MESSAGES`].
     next: u64,

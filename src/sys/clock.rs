@@ -23,9 +23,15 @@ pub fn process_time() -> Duration {
     read(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
+/// Processor time of the thread that asks (`CLOCK_THREAD_CPUTIME_ID`).
+#[must_use]
+pub fn thread_time() -> Duration {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid timespec to write to. The call fails only for an unknown clock (both exist since Linux
+    // SAFETY: `now` is a valid timespec to write to. The call fails only for an unknown clock (all exist since Linux
     // 2.6.39); `now` then keeps its zeros.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
@@ -42,6 +48,14 @@ mod tests {
         let second = boottime();
         assert!(second.since(first) >= Duration::from_millis(2));
         assert!(second.since(first) < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_thread_has_its_own_time() {
+        let (before, begin) = (thread_time(), boottime());
+        std::thread::spawn(|| while thread_time() < Duration::from_millis(20) {}).join().unwrap();
+        assert!(thread_time() - before < Duration::from_millis(15));
+        assert!(boottime().since(begin) >= Duration::from_millis(20));
     }
 
     #[test]

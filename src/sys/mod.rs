@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod caretaker;
 pub mod clock;
 pub mod eventfd;
+pub mod guarded;
 pub mod host;
 pub mod interface;
 pub mod lock;

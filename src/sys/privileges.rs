@@ -28,6 +28,9 @@ pub enum PrivilegeError {
     /// The user database has no such name.
     #[error("there is no user {0}: make it (useradd --system {0}), or leave the user out")]
     NoUser(String),
+    /// The group database has no such name.
+    #[error("there is no group {0}: make it (groupadd --system {0}), or leave the group out")]
+    NoGroup(String),
     /// setresuid(2) and its like.
     #[error("cannot become user {uid} ({source}): start as root, or leave the user out")]
     Account {
@@ -97,6 +100,25 @@ impl Account {
         call(libc::SYS_setresgid, self.gid, self.gid as usize)?;
         call(libc::SYS_setresuid, self.uid, self.uid as usize)
     }
+}
+
+/// The group of this name, by its number (getgrnam_r(3)).
+///
+/// # Errors
+/// [`PrivilegeError::NoGroup`].
+pub fn group_named(name: &str) -> Result<libc::gid_t, PrivilegeError> {
+    let missing = || PrivilegeError::NoGroup(name.to_owned());
+    let c_name = CString::new(name).map_err(|_| missing())?;
+    // SAFETY: group is integers and pointers; all zero is valid.
+    let mut entry: libc::group = unsafe { std::mem::zeroed() };
+    // Its members stand in the line as well: thousands of them.
+    let mut text: Vec<libc::c_char> = vec![0; 256 << 10];
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, `text` for its length.
+    let code = unsafe {
+        libc::getgrnam_r(c_name.as_ptr(), &raw mut entry, text.as_mut_ptr(), text.len(), &raw mut found)
+    };
+    if code != 0 || found.is_null() { Err(missing()) } else { Ok(entry.gr_gid) }
 }
 
 /// Lowers the calling thread: `account` if there is one, of its capabilities only `keep`, an empty bounding set, no new

@@ -134,17 +134,40 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of getrlimit(2); a refusal to raise is no error but a small answer.
 pub fn raise_memlock(bytes: u64) -> io::Result<u64> {
+    raise(Limit::Memlock, bytes)
+}
+
+/// Raises the limit of open files (RLIMIT_NOFILE) to at least `files`, as [`raise_memlock`] does its own.
+///
+/// # Errors
+/// Those of getrlimit(2); a refusal to raise is no error but a small answer.
+pub fn raise_open_files(files: u64) -> io::Result<u64> {
+    raise(Limit::OpenFiles, files)
+}
+
+/// The limits that are raised. (The type of their numbers depends on the C library.)
+#[derive(Clone, Copy)]
+enum Limit {
+    Memlock,
+    OpenFiles,
+}
+
+fn raise(which: Limit, wanted: u64) -> io::Result<u64> {
+    let which = match which {
+        Limit::Memlock => libc::RLIMIT_MEMLOCK,
+        Limit::OpenFiles => libc::RLIMIT_NOFILE,
+    };
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is valid to write to.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
-    if limit.rlim_cur >= bytes {
+    check(unsafe { libc::getrlimit(which, &raw mut limit) })?;
+    if limit.rlim_cur >= wanted {
         return Ok(limit.rlim_cur);
     }
-    let wishes = [(bytes, bytes.max(limit.rlim_max)), (bytes.min(limit.rlim_max), limit.rlim_max)];
+    let wishes = [(wanted, wanted.max(limit.rlim_max)), (wanted.min(limit.rlim_max), limit.rlim_max)];
     for (rlim_cur, rlim_max) in wishes {
         let wish = libc::rlimit { rlim_cur, rlim_max };
         // SAFETY: `wish` is valid to read from.
-        if check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const wish) }).is_ok() {
+        if check(unsafe { libc::setrlimit(which, &raw const wish) }).is_ok() {
             return Ok(rlim_cur);
         }
     }
@@ -195,6 +218,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sys::testing::Scratch;
 
     fn verdict(written: impl FnOnce(Daemon) + Send + 'static) -> (i32, String) {
         let (reader, writer) = io::pipe().unwrap();
@@ -269,9 +293,8 @@ mod tests {
     /// On a thread with a mask of its own: other tests make files meanwhile.
     #[test]
     fn the_umask_holds_for_the_job_only() {
-        let dir = std::env::temp_dir().join(format!("ringway-umask-{}", std::process::id()));
-        fs::create_dir(&dir).unwrap();
-        let made = |name: &str| dir.join(name);
+        let scratch = Scratch::new("umask");
+        let made = |name: &str| scratch.0.join(name);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 // SAFETY: no pointer is passed; only this thread's mask and directories become its own.
@@ -285,8 +308,6 @@ mod tests {
             });
         });
         let mode = |name| fs::metadata(made(name)).unwrap().permissions().mode() & 0o777;
-        let modes = ["private", "public", "later"].map(mode);
-        fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(modes, [0o600, 0o644, 0o644]);
+        assert_eq!(["private", "public", "later"].map(mode), [0o600, 0o644, 0o644]);
     }
 }

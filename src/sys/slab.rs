@@ -1,7 +1,5 @@
-//! Memory for values with secrets in them: left out of core dumps, locked into memory where permitted, never moved.
-//!
-//! Values stand in chunks that are mapped for them alone, so that their keys share no page with anything else. The
-//! allocator's memory offers neither: it dumps, swaps, and keeps freed bytes.
+//! A table that grows by a chunk at a time and never moves a value: nothing is copied to make room, and what is not
+//! used yet is not resident. Left out of core dumps, since it says who is where.
 
 use std::io;
 use std::marker::PhantomData;
@@ -9,8 +7,8 @@ use std::mem::{align_of, size_of};
 
 use super::arena::Mapping;
 
-/// Values per chunk.
-const CHUNK: usize = 32;
+/// Values per chunk; more than one fills whole pages for every size.
+const CHUNK: usize = 1024;
 
 /// A table of values that never move, by index. Indices are reused, the last freed first.
 pub struct Slab<T> {
@@ -18,23 +16,16 @@ pub struct Slab<T> {
     /// Which places hold a value.
     held: Vec<bool>,
     free: Vec<u32>,
-    locked: bool,
     values: PhantomData<T>,
 }
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), held: Vec::new(), free: Vec::new(), locked: true, values: PhantomData }
+        Self { chunks: Vec::new(), held: Vec::new(), free: Vec::new(), values: PhantomData }
     }
 }
 
 impl<T> Slab<T> {
-    /// False once the kernel has refused to lock a chunk (RLIMIT_MEMLOCK without CAP_IPC_LOCK).
-    #[must_use]
-    pub fn locked(&self) -> bool {
-        self.locked
-    }
-
     /// Moves a value in and returns its index.
     ///
     /// # Errors
@@ -100,7 +91,6 @@ impl<T> Slab<T> {
         const { assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0) };
         let first = u32::try_from(self.chunks.len() * CHUNK).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let chunk = Mapping::new(CHUNK * size_of::<T>())?;
-        self.locked &= lock(&chunk, CHUNK * size_of::<T>()).is_ok();
         self.chunks.push(chunk);
         self.held.resize(self.chunks.len() * CHUNK, false);
         self.free.extend((first..first + CHUNK as u32).rev());
@@ -116,16 +106,10 @@ impl<T> Drop for Slab<T> {
     }
 }
 
-/// Keeps pages out of swap from the moment they are touched (MLOCK_ONFAULT), so that an empty chunk costs nothing.
-fn lock(chunk: &Mapping, len: usize) -> io::Result<()> {
-    // SAFETY: the range is a mapping of ours; locking it changes no memory.
-    let locked = unsafe { libc::mlock2(chunk.base().as_ptr().cast(), len, libc::MLOCK_ONFAULT) };
-    super::check(locked).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::vm_flags;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
     use std::rc::Rc;
@@ -148,18 +132,8 @@ mod tests {
         let mut slab = Slab::default();
         let index = slab.insert([7u8; 4096]).unwrap();
         let address = slab.value(index).unwrap().as_ptr() as usize;
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        let flags = maps.lines().find(|line| {
-            if let Some((start, end)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')) {
-                let parse = |text| usize::from_str_radix(text, 16).unwrap_or(0);
-                inside = (parse(start)..parse(end)).contains(&address);
-            }
-            inside && line.starts_with("VmFlags:")
-        });
-        let flags = flags.expect("the mapping is listed");
+        let flags = vm_flags(address);
         assert!(flags.contains(" dd"), "{flags}");
-        assert!(!slab.locked() || flags.contains(" lo"), "{flags}");
     }
 
     proptest! {

@@ -24,7 +24,7 @@ const WORD: usize = size_of::<usize>();
 /// Room for one pktinfo, one TOS and one segment size, of either family.
 pub const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + 2 * space(size_of::<libc::c_int>());
 
-/// Most messages of one [`recv_many`].
+/// Most messages of one [`recv_many`] or [`send_many`].
 pub const MANY: usize = 16;
 
 /// Bytes that a control message with `len` bytes of data takes.
@@ -70,6 +70,24 @@ struct ControlWriter {
 impl ControlWriter {
     const fn new() -> Self {
         Self { bytes: [0; CONTROL_LEN], len: 0 }
+    }
+
+    /// What is said beside a datagram, or a run of them, that is sent.
+    fn of(remote: SocketAddr, source: Option<Source>, tos: u8, segment: Option<u16>) -> io::Result<Self> {
+        let mut control = Self::new();
+        if let Some(source) = source {
+            if source.addr.is_ipv6() != remote.is_ipv6() {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            control.push_source(source);
+        }
+        if tos != 0 {
+            control.push_tos(remote.is_ipv6(), tos);
+        }
+        if let Some(segment) = segment {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment.to_ne_bytes());
+        }
+        Ok(control)
     }
 
     /// Appends one message. There is room by construction: at most one of each kind is pushed.
@@ -191,19 +209,7 @@ pub fn send(
     tos: u8,
     segment: Option<u16>,
 ) -> io::Result<()> {
-    let mut control = ControlWriter::new();
-    if let Some(source) = source {
-        if source.addr.is_ipv6() != remote.is_ipv6() {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        control.push_source(source);
-    }
-    if tos != 0 {
-        control.push_tos(remote.is_ipv6(), tos);
-    }
-    if let Some(segment) = segment {
-        control.push(libc::SOL_UDP, libc::UDP_SEGMENT, segment.to_ne_bytes());
-    }
+    let mut control = ControlWriter::of(remote, source, tos, segment)?;
     let (mut address, address_len) = Address::new(remote);
     let mut part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     let message = message(&mut address, address_len, &mut part, control.bytes.as_mut_ptr(), control.len);
@@ -213,6 +219,60 @@ pub fn send(
         libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
     check_len(sent).map(drop)
+}
+
+/// A datagram, or a run of them, to be sent; see [`send`] for what the fields mean.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// The payload, of one datagram or of all of a run.
+    pub payload: &'a [u8],
+    /// Where to.
+    pub remote: SocketAddr,
+    /// The local address to send from, if not the kernel's choice.
+    pub source: Option<Source>,
+    /// Outer TOS byte; 0 is the socket's default.
+    pub tos: u8,
+    /// Length of each datagram of a run but the last; `None` for one datagram.
+    pub segment: Option<u16>,
+}
+
+/// As [`send`], several by one call (sendmmsg(2)): the first [`MANY`] of `datagrams`, in order. Returns how many of
+/// them the kernel took; the next one is what it stopped at.
+///
+/// # Errors
+/// Those of [`send`], of the first. What it says of a later one, another call says that begins with it.
+pub fn send_many(fd: &impl AsFd, datagrams: &[Outgoing<'_>]) -> io::Result<usize> {
+    let datagrams = datagrams.get(..MANY).unwrap_or(datagrams);
+    let mut controls = ArrayVec::<_, MANY>::new();
+    let mut addresses = ArrayVec::<_, MANY>::new();
+    let mut parts = ArrayVec::<_, MANY>::new();
+    for Outgoing { payload, remote, source, tos, segment } in datagrams {
+        match ControlWriter::of(*remote, *source, *tos, *segment) {
+            Ok(control) => controls.push(control),
+            Err(error) if controls.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+        addresses.push(Address::new(*remote));
+        parts.push(libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() });
+    }
+    let each = addresses.iter_mut().zip(&mut parts).zip(&mut controls);
+    let mut messages: ArrayVec<_, MANY> = each
+        .map(|(((address, address_len), part), control)| {
+            let msg_hdr = message(address, *address_len, part, control.bytes.as_mut_ptr(), control.len);
+            libc::mmsghdr { msg_hdr, msg_len: 0 }
+        })
+        .collect();
+    // SAFETY: `messages` holds so many, and each points to parts of `addresses`, `parts`, `controls` and to a payload,
+    // all alive until after the call and of the lengths given; of these sendmmsg writes only each `msg_len`.
+    let sent = unsafe {
+        libc::sendmmsg(
+            fd.as_fd().as_raw_fd(),
+            messages.as_mut_ptr(),
+            messages.len() as libc::c_uint,
+            (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+        )
+    };
+    Ok(usize::try_from(check(sent)?).unwrap_or_default())
 }
 
 /// Receives one message, or one run that the kernel coalesced (UDP_GRO), without waiting.
@@ -411,22 +471,24 @@ pub fn set_gro(fd: &impl AsFd, on: bool) -> io::Result<()> {
     set(fd, libc::SOL_UDP, libc::UDP_GRO, &libc::c_int::from(on))
 }
 
-/// Sends with the device's MTU, whatever ICMP says about the path (`IP_PMTUDISC_INTERFACE`): else one forged ICMP
-/// message turns UDP_SEGMENT off for a path.
+/// How what does not fit its path is sent. Over IPv4 whoever finds it too large fragments it, so that only the device's
+/// MTU counts here (`IP_PMTUDISC_INTERFACE`): else one forged ICMP message would turn UDP_SEGMENT off for a path. Over
+/// IPv6 only the sender fragments, and has to believe ICMP (`IPV6_PMTUDISC_DONT`); see docs/decisions/0055.
 ///
 /// # Errors
 /// EINVAL if `domain` is not the socket's.
-pub fn set_interface_mtu(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
+pub fn set_path_mtu(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
     if domain == Domain::IPV6 {
-        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_INTERFACE)
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_DONT)
     } else {
         set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_INTERFACE)
     }
 }
 
-/// Sends one datagram that is larger than the device's MTU: the kernel fragments it, as it does for its own WireGuard.
-/// For the length of the call the socket is switched to `IP_PMTUDISC_OMIT`, which still ignores what ICMP says; three
-/// system calls, so for the exception only. The caller's thread must be the only one that sends on the socket.
+/// Sends one datagram over IPv4 that is larger than the device's MTU: the kernel fragments it, as it does for its own
+/// WireGuard. For the length of the call the socket is switched to `IP_PMTUDISC_OMIT`, which still ignores what ICMP
+/// says; three system calls, so for the exception only. The caller's thread must be the only one that sends on the
+/// socket.
 ///
 /// # Errors
 /// As [`send`].
@@ -437,14 +499,9 @@ pub fn send_in_fragments(
     source: Option<Source>,
     tos: u8,
 ) -> io::Result<()> {
-    let domain = if remote.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
-    if domain == Domain::IPV6 {
-        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_OMIT)?;
-    } else {
-        set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_OMIT)?;
-    }
+    set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_OMIT)?;
     let sent = send(fd, payload, remote, source, tos, None);
-    set_interface_mtu(fd, domain)?;
+    set_path_mtu(fd, Domain::IPV4)?;
     sent
 }
 

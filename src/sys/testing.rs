@@ -1,11 +1,15 @@
-//! Help for tests: a network namespace of their own where they need root, or a printed reason for not running; and a
-//! count of allocations.
+//! Help for tests: a network namespace of their own where they need root, or a printed reason for not running; a
+//! directory of their own; and a count of allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::fs;
 use std::io::Write as _;
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::netns;
@@ -69,10 +73,33 @@ pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     panic!("did not happen within two seconds");
 }
 
+/// A directory of one test's own, removed with the value. Its name is one that the scripts sweep where a test was
+/// killed.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("ringway-{}-{name}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        // Another test's umask may be in force just now.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 fn is_root() -> bool {
     // SAFETY: no pointer is passed; never fails.
     unsafe { libc::geteuid() == 0 }
 }
+
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
@@ -125,3 +152,17 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// The `VmFlags` line of the mapping that an address of ours is in (proc_pid_smaps(5)).
+pub(crate) fn vm_flags(address: usize) -> String {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    let flags = maps.lines().find(|line| {
+        if let Some((start, end)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')) {
+            let parse = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+            inside = (parse(start)..parse(end)).contains(&address);
+        }
+        inside && line.starts_with("VmFlags:")
+    });
+    flags.expect("the mapping is listed").to_owned()
+}

@@ -21,13 +21,15 @@ pub const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 /// Most queues of a device (MAX_TAP_QUEUES of linux/if_tap.h).
 pub const MAX_QUEUES: u16 = 256;
 
-/// What a queue is asked to be, beside a TUN queue without packet information and with virtio headers.
+/// What a queue is asked to be, beside a TUN queue without packet information.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlags {
     /// The device may have several queues (all or none of a device's queues say so).
     pub multi_queue: bool,
     /// Fail with EBUSY if the device exists already.
     pub exclusive: bool,
+    /// Packets come and go as they are, without a virtio header of [`VNET_HEADER_LEN`] bytes before each.
+    pub plain: bool,
 }
 
 /// What an open queue is (TUNGETIFF).
@@ -61,7 +63,7 @@ pub struct Link {
 }
 
 /// Opens a queue of the device `name`, making the device if there is none; `%d` in the name becomes the first free
-/// number. Non-blocking, closed on exec, virtio headers of [`VNET_HEADER_LEN`] bytes. Returns the real name.
+/// number. Non-blocking, closed on exec. Returns the real name.
 ///
 /// # Errors
 /// ENOENT: no /dev/net/tun; EPERM: no CAP_NET_ADMIN; EBUSY: in use; EINVAL: the name is not allowed, another kind of
@@ -69,7 +71,10 @@ pub struct Link {
 pub fn open(name: &str, flags: OpenFlags) -> io::Result<(OwnedFd, String)> {
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    let mut bits = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut bits = libc::IFF_TUN | libc::IFF_NO_PI;
+    if !flags.plain {
+        bits |= libc::IFF_VNET_HDR;
+    }
     if flags.multi_queue {
         bits |= libc::IFF_MULTI_QUEUE;
     }
@@ -82,7 +87,9 @@ pub fn open(name: &str, flags: OpenFlags) -> io::Result<(OwnedFd, String)> {
     // SAFETY: `request` is a valid ifreq, which the kernel reads and writes.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     let fd = OwnedFd::from(file);
-    set_vnet_header_len(&fd)?;
+    if !flags.plain {
+        set_vnet_header_len(&fd)?;
+    }
     Ok((fd, name_of(&request)))
 }
 
@@ -152,20 +159,39 @@ pub fn namespace(queue: &impl AsFd) -> io::Result<Namespace> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// The link of the queue's device, wherever it has been moved.
+/// Where a queue's device is.
+#[derive(Debug)]
+pub enum Place {
+    /// In the calling thread's namespace.
+    Here(Link),
+    /// Moved to another one, by this name.
+    Elsewhere(String, Namespace),
+}
+
+/// Where the queue's device is now.
 ///
 /// # Errors
-/// EBADFD if the device is gone; EPERM if it is in a namespace that we may not enter; ENODEV if it is renamed or
-/// moved in this very moment.
-pub fn link(queue: &impl AsFd) -> io::Result<Link> {
+/// EBADFD if the device is gone; ENODEV if it is renamed or moved in this very moment.
+pub fn place(queue: &impl AsFd) -> io::Result<Place> {
     let name = info(queue)?.name;
     let here = Namespace::current()?.identity()?;
     match namespace(queue) {
-        Ok(there) if there.identity()? != here => there.run(|| link_by_name(&name)),
-        Ok(_) => link_by_name(&name),
+        Ok(there) if there.identity()? != here => Ok(Place::Elsewhere(name, there)),
+        Ok(_) => link_by_name(&name).map(Place::Here),
         // Without privileges nobody can have moved it for us to follow.
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => link_by_name(&name),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => link_by_name(&name).map(Place::Here),
         Err(error) => Err(error),
+    }
+}
+
+/// The link of the queue's device, wherever it has been moved.
+///
+/// # Errors
+/// Those of [`place`]; EPERM without CAP_SYS_ADMIN if the device is in another namespace.
+pub fn link(queue: &impl AsFd) -> io::Result<Link> {
+    match place(queue)? {
+        Place::Here(link) => Ok(link),
+        Place::Elsewhere(name, there) => there.run(|| link_by_name(&name)),
     }
 }
 

@@ -22,6 +22,9 @@ use minicbor::encode::{Encoder, Error as EncodeError};
 
 use crate::types::Suite;
 
+pub mod enrolment;
+pub mod lease;
+
 /// Length of the header, bytes.
 pub const HEADER_LEN: usize = 16;
 /// The version that is spoken here.
@@ -317,6 +320,16 @@ pub fn pong(stream_id: u32, data: &[u8], load: u8) -> Bytes {
 /// What could not be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
+    /// No address is free, or none can be given now.
+    NoFreeAddr = 1,
+    /// The gateway stops.
+    TunnelDown = 2,
+    /// Packets for the client were dropped.
+    PacketLost = 3,
+    /// The client's own address belongs to another one.
+    AlreadyAssignedAddr = 4,
+    /// The client is known, and may not have this.
+    NotAllowed = 5,
     /// The frame's version is not spoken here.
     UnsupportedVersion = 7,
     /// The frame's body is not what its operation asks for.
@@ -324,12 +337,56 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code that is sent here.
+    pub const ALL: &'static [Self] = &[
+        Self::NoFreeAddr,
+        Self::TunnelDown,
+        Self::PacketLost,
+        Self::AlreadyAssignedAddr,
+        Self::NotAllowed,
+        Self::UnsupportedVersion,
+        Self::BadRequest,
+    ];
+
+    /// As metrics and people name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoFreeAddr => "no_free_addr",
+            Self::TunnelDown => "tunnel_down",
+            Self::PacketLost => "packet_lost",
+            Self::AlreadyAssignedAddr => "already_assigned_addr",
+            Self::NotAllowed => "not_allowed",
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::BadRequest => "bad_request",
+        }
+    }
+
     const fn text(self) -> &'static str {
         match self {
+            Self::NoFreeAddr => "no address is free",
+            Self::TunnelDown => "the gateway stops",
+            Self::PacketLost => "packets were dropped on their way to you",
+            Self::AlreadyAssignedAddr => "your address belongs to another client",
+            Self::NotAllowed => "no addresses are given to you here",
             Self::UnsupportedVersion => "version 1 is spoken here",
             Self::BadRequest => "a field is missing, of another type, or too large",
         }
     }
+}
+
+/// Most characters of a text that are believed to be for people.
+const TOLD: usize = 256;
+
+/// What a PROBLEM says to people, without control characters; empty if it says nothing.
+#[must_use]
+pub fn told(body: Map<'_>) -> String {
+    plain(body.text(1).unwrap_or_default())
+}
+
+/// Some of a text that somebody else wrote, without control characters.
+fn plain(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(TOLD).collect()
 }
 
 /// PROBLEM, as received.
@@ -339,6 +396,8 @@ pub struct Problem {
     pub code: u64,
     /// Seconds until another try makes sense, at most [`LONGEST_DELAY`].
     pub retry_after: Option<u64>,
+    /// How many packets were lost, with [`Code::PacketLost`].
+    pub lost: Option<u64>,
 }
 
 impl Problem {
@@ -346,15 +405,39 @@ impl Problem {
     #[must_use]
     pub fn read(body: Map<'_>) -> Option<Self> {
         let retry_after = body.number(2).map(|seconds| seconds.min(LONGEST_DELAY));
-        Some(Self { code: body.number(0)?, retry_after })
+        Some(Self { code: body.number(0)?, retry_after, lost: body.number(3) })
     }
 }
 
-/// A PROBLEM about the request with this `stream_id`.
+/// A PROBLEM about the request with this `stream_id`; 0 if it is about none.
 #[must_use]
 pub fn problem(stream_id: u32, code: Code) -> Bytes {
+    problem_with(stream_id, code, None, None)
+}
+
+/// The same, with the seconds until another try makes sense, or how many packets were lost.
+#[must_use]
+pub fn problem_with(stream_id: u32, code: Code, retry_after: Option<u32>, lost: Option<u32>) -> Bytes {
+    problem_saying(stream_id, code, code.text(), retry_after, lost)
+}
+
+/// The same, with a text for people in the place of the usual one.
+#[must_use]
+pub fn problem_saying(
+    stream_id: u32,
+    code: Code,
+    text: &str,
+    retry_after: Option<u32>,
+    lost: Option<u32>,
+) -> Bytes {
     write(Operation::Problem, 0, stream_id, |encoder| {
-        encoder.map(2)?.u8(0)?.u8(code as u8)?.u8(1)?.str(code.text())?;
+        encoder.map(2 + u64::from(retry_after.is_some()) + u64::from(lost.is_some()))?;
+        encoder.u8(0)?.u8(code as u8)?.u8(1)?.str(text)?;
+        for (key, number) in [(2, retry_after), (3, lost)] {
+            if let Some(number) = number {
+                encoder.u8(key)?.u32(number)?;
+            }
+        }
         Ok(())
     })
 }

@@ -6,6 +6,7 @@
 
 pub mod checksum;
 pub mod frame;
+pub mod invite;
 pub mod ip;
 pub mod tcp;
 pub mod udp;

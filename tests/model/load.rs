@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringway::crypto::random::SystemRng;
 use ringway::dataplane::Sockets;
-use ringway::dataplane::handoff::{Bell, Request, RequestLink, worker_channels};
+use ringway::dataplane::handoff::{AskedLink, Bell, Request, RequestLink, worker_channels};
 use ringway::dataplane::handshake::{HandshakeLink, HandshakeThread, Parts, ToHandshake};
 use ringway::metrics::drops::Drop;
 use ringway::noise::ToOwner;
@@ -129,6 +129,7 @@ impl Thread {
             workers: vec![link],
             requests: receiver,
             control: messages,
+            asked: AskedLink::new().0,
             bell: ours,
             rng: SystemRng::new().unwrap(),
             board: None,

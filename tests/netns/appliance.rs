@@ -23,13 +23,6 @@ pub(crate) fn program() -> String {
     env!("CARGO_BIN_EXE_ringway").to_owned()
 }
 
-/// A host whose /var/lib is its own as well.
-pub(crate) fn host(lab: &Lab, role: &str) -> Arc<Host> {
-    let host = lab.host(role);
-    host.run("mount -t tmpfs tmpfs /var/lib");
-    host
-}
-
 /// Writes a configuration where the host's processes find it, and returns their path.
 pub(crate) fn file(host: &Host, name: &str, content: &str) -> String {
     fs::write(host.run_file(name), content).unwrap();
@@ -158,7 +151,7 @@ pub(crate) fn meet(client: &Peer, public: &str, preshared: Option<&str>) {
 #[test]
 pub(crate) fn a_gateway_of_one_file_carries_traffic_and_routes() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let client = client(&lab, &host, 0);
     let preshared = preshared_key();
     let path = host.run_file("client.psk");
@@ -201,7 +194,7 @@ pub(crate) fn a_gateway_of_one_file_carries_traffic_and_routes() {
 #[test]
 pub(crate) fn two_gateways_on_one_host_do_not_know_each_other() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let outside = lab.host("client");
     connect(&lab, &host, &outside, 0, 1520);
     let mut sites = Vec::new();
@@ -237,7 +230,7 @@ pub(crate) fn two_gateways_on_one_host_do_not_know_each_other() {
 #[test]
 pub(crate) fn whatever_ends_it_the_host_is_as_before() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let far = lab.host("far");
     lab.link((&host, "e0"), (&far, "e0"), 1500);
     host.address("e0", "198.18.0.1/24");
@@ -296,7 +289,7 @@ fn fails(host: &Host, content: &str, launcher: &[&str], code: i32, says: &[&str]
 #[test]
 fn each_failure_has_its_code_and_one_line_and_leaves_nothing() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "alone");
+    let host = lab.host("alone");
     // The key is there before, so that no failure is later than it.
     let good = head("wg9", &["100.64.0.1/10"], GATEWAY_PORT);
     Appliance::start(&host, "wg9", &good).end();
@@ -350,7 +343,7 @@ fn each_failure_has_its_code_and_one_line_and_leaves_nothing() {
 #[test]
 fn a_file_is_checked_without_touching_anything() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "alone");
+    let host = lab.host("alone");
     let check = |content: &str| {
         let path = file(&host, "g.toml", content);
         host.attempt(&format!("{} gateway --check -c {path}", program()))
@@ -374,7 +367,7 @@ fn a_file_is_checked_without_touching_anything() {
 #[test]
 fn net_admin_is_enough() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let client = client(&lab, &host, 0);
     let content = head("wg0", &[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], GATEWAY_PORT)
         + &peer("", &client.public, &client_prefixes(0));

@@ -11,8 +11,14 @@ use blake2::digest::{KeyInit, Mac};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 
 use crate::confinement;
+use crate::enrolment;
+use crate::guard;
 use crate::lab::Host;
+use crate::leases;
+use crate::native;
+use crate::resolver;
 use crate::traffic::udp_payloads;
+use crate::vpn;
 
 /// The environment variable that holds an errand's name and arguments.
 pub(crate) const VARIABLE: &str = "RINGWAY_ERRAND";
@@ -49,6 +55,20 @@ pub(crate) fn run(line: &str) -> bool {
             too_big(to.parse().unwrap(), from.parse().unwrap(), mtu.parse().unwrap())
         }
         ["confine"] => confinement::confine(),
+        ["old-history", path] => leases::old_history(Path::new(path)),
+        ["lost-answer", path] => enrolment::lost_answer(Path::new(path)),
+        ["foreign", path, key, ref words @ ..] => enrolment::foreign(Path::new(path), key, words),
+        ["full-disk", directory] => leases::full_disk(Path::new(directory)),
+        ["native", private, public, to, ref rest @ ..] => {
+            native::run(private, public, to.parse().unwrap(), rest)
+        }
+        ["vpn-echo"] => vpn::echo(),
+        ["vpn-ways"] => vpn::ways(),
+        ["vpn-errors"] => vpn::errors(),
+        ["vpn-cycles"] => vpn::cycles(),
+        ["guard", tunnel, mark, local, ref addresses @ ..] => guard::errand(tunnel, mark, local, addresses),
+        ["resolver"] => resolver::errand(),
+        ["unguard", tunnel] => guard::unguard(tunnel),
         ["become", user] => confinement::become_user(user),
         ["send-from", port, to, count] => {
             send_from(port.parse().unwrap(), to.parse().unwrap(), count.parse().unwrap());

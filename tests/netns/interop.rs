@@ -10,7 +10,7 @@ use crate::topology::{
     CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, Outer, Plan, Site, client_prefixes,
     client_v4, client_v6, connect, gateway_endpoint,
 };
-use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping, receive_overflows};
+use crate::traffic::{Capture, Flow, TcpOrder, Way, must_reach, ping};
 
 /// Declares each test once per foreign implementation and for each thing that Ringway may wait with.
 macro_rules! against_each {
@@ -132,14 +132,10 @@ fn udp_both_ways(other: Implementation) {
         for (to, way) in
             [(GATEWAY_V4, Way::Up), (GATEWAY_V4, Way::Down), (GATEWAY_V6, Way::Up), (GATEWAY_V6, Way::Down)]
         {
-            let theirs = if plan.gateway == other { gateway } else { client };
-            let before = receive_overflows(theirs);
             let report = Flow { way, udp: Some("20M"), ..Flow::udp(client, gateway, to) }.run();
-            // A busy machine may starve the other program, whose socket buffer is small: its loss is not ours.
-            let overflowed = receive_overflows(theirs) - before;
-            let what = format!("{other:?} {to} {way:?}: {report:?}, {overflowed} too many for its socket");
+            let what = format!("{other:?} {to} {way:?}: {report:?}");
             assert!(report.packets > 3000, "{what}");
-            assert!(report.lost.saturating_sub(overflowed) * 50 < report.packets, "{what}");
+            assert!(report.lost * 50 < report.packets, "{what}");
             assert_eq!(report.out_of_order, 0, "{what}");
         }
     }
@@ -172,23 +168,35 @@ fn renews_under_load(other: Implementation) {
 
 /// The other side renews while packets flow to Ringway, which answers.
 fn is_renewed_under_load(other: Implementation) {
-    let Some(lab) = Lab::with_traffic() else { return };
-    let site = Plan::new(Implementation::ringway(), other).build(&lab);
-    let (client, gateway) = ends(&site);
-    must_reach(client, GATEWAY_V4);
-    let before = site.gateway.counter(CONFIRMED);
-    let flow = Flow { seconds: 6, udp: Some("10M"), ..Flow::udp(client, gateway, GATEWAY_V4) }.start();
-    for _ in 0..4 {
-        std::thread::sleep(Duration::from_secs(1));
-        site.clients[0].renew();
+    // A packet that comes between the two keys has wireguard-go begin a handshake, and once more right after it, both
+    // within one step of its timestamps (17 ms): the second is refused as a replay, and it waits for 5 s. And who does
+    // not come to reading for so long that its buffer overflows tells of the machine.
+    for _ in 0..10 {
+        let Some(lab) = Lab::with_traffic() else { return };
+        let site = Plan::new(Implementation::ringway(), other).build(&lab);
+        let (client, gateway) = ends(&site);
+        must_reach(client, GATEWAY_V4);
+        let before = site.gateway.counter(CONFIRMED);
+        let flow = Flow { seconds: 3, udp: Some("10M"), ..Flow::udp(client, gateway, GATEWAY_V4) }.start();
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_secs(1));
+            site.clients[0].renew();
+        }
+        let report = flow.finish();
+        if report.unread > 0 || site.gateway.drops(&["old_timestamp"]).is_some_and(|twice| twice > 0) {
+            continue;
+        }
+        let refused = site.gateway.report().map(|mut report| report["drops"].take().to_string());
+        assert_eq!((report.lost, report.out_of_order), (0, 0), "{report:?}, {refused:?}");
+        if let Some(before) = before {
+            let renewed = site.gateway.counter(CONFIRMED).unwrap() - before;
+            assert!(renewed >= 2, "{renewed} handshakes");
+            let lost = site.gateway.drops(&["keypair_expired", "unknown_index", "staged_overflow"]);
+            assert_eq!(lost, Some(0));
+        }
+        return;
     }
-    let report = flow.finish();
-    assert_eq!((report.lost, report.out_of_order), (0, 0), "{report:?}");
-    if let Some(before) = before {
-        let renewed = site.gateway.counter(CONFIRMED).unwrap() - before;
-        assert!(renewed >= 4, "{renewed} handshakes");
-        assert_eq!(site.gateway.drops(&["keypair_expired", "unknown_index", "staged_overflow"]), Some(0));
-    }
+    panic!("ten times the other side began twice at once, or the machine stood still");
 }
 
 fn roams_to_a_new_address_and_port(other: Implementation) {

@@ -1,6 +1,6 @@
 //! Hosts made of network namespaces: `ringway-<pid>-<n>-<role>`, each with a private mount namespace in which
-//! `/var/run` is empty, so that every host may have a `wg0`. What was made is removed on drop, panics included;
-//! what a killed run left behind, the next `tests/run` sweeps.
+//! `/var/run` and `/var/lib` are empty, so that every host may have a `wg0`. What was made is removed on drop, panics
+//! included; what a killed run left behind, the next `tests/run` sweeps.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::OsStr;
@@ -89,8 +89,8 @@ impl Host {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("ringway-{}-{number}-{role}", std::process::id());
         machine(&format!("ip netns add {namespace}"));
-        let script = "mount -t tmpfs tmpfs \"$(readlink -f /var/run)\" && mkdir -p /var/run/wireguard \
-             && echo ready && exec sleep infinity";
+        let script = "mount -t tmpfs tmpfs \"$(readlink -f /var/run)\" && mount -t tmpfs tmpfs /var/lib \
+             && mkdir -p /var/run/wireguard && echo ready && exec sleep infinity";
         let mut holder = command("ip")
             .args(["netns", "exec", &namespace, "sh", "-c", script])
             .stdout(Stdio::piped())

@@ -7,8 +7,7 @@ use std::time::Duration;
 use crate::lab::{Lab, machine, wait_until};
 use crate::peer::{Implementation, Peer, Remote, stranger};
 use crate::topology::{
-    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Plan, client_prefixes, client_v4, connect,
-    gateway_endpoint,
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, Outer, Plan, client_v4, connect, gateway_endpoint, introduce,
 };
 use crate::traffic::{must_reach, ping};
 
@@ -197,13 +196,7 @@ fn a_host_without_ipv6_is_fine() {
     let client = Peer::start(&client_host, Implementation::WireguardGo, "wg0", CLIENT_PORT);
     gateway.up(&[&format!("{GATEWAY_V4}/10")], 1420);
     client.up(&[&format!("{}/10", client_v4(0))], 1420);
-    gateway.know(&Remote { public: &client.public, allowed: &client_prefixes(0), ..Remote::default() });
-    client.know(&Remote {
-        public: &gateway.public,
-        allowed: OVERLAY,
-        endpoint: Some(&gateway_endpoint(0, Outer::V4)),
-        ..Remote::default()
-    });
+    introduce(&gateway, &client, 0, Outer::V4, None);
     must_reach(&client_host, GATEWAY_V4);
     // An endpoint that cannot be reached costs nothing else.
     gateway.know(&Remote {
@@ -218,7 +211,7 @@ fn a_host_without_ipv6_is_fine() {
 }
 
 /// `ip link set netns` takes a name only from `/run/netns`, which a host of ours does not see: a process does.
-fn holder_of(namespace: &str) -> String {
+pub(crate) fn holder_of(namespace: &str) -> String {
     let pids = machine(&format!("ip netns pids {namespace}"));
     pids.lines().next().expect("the holder").to_owned()
 }

@@ -30,7 +30,6 @@ fn nonsense(host: &Host, times: u32) {
 fn the_journal_hears_priorities_and_repeated_lines_are_counted() {
     let Some(lab) = Lab::new() else { return };
     let host = lab.host("alone");
-    host.run("mount -t tmpfs tmpfs /var/lib");
     // A peer for everybody has no route, with a warning.
     let file = format!(
         "interface = \"wg0\"\naddresses = [\"100.64.0.1/10\"]\nmetrics.listen = \"off\"\n\

@@ -14,30 +14,43 @@
     reason = "a test ends by a panic that says what went wrong"
 )]
 
+mod admin;
 mod appliance;
 mod by_poll;
+mod comparison;
 mod confinement;
 mod container;
 mod dataplane;
 mod dropin;
 mod edits;
+mod enrolment;
 mod errands;
+mod events;
+mod followed;
 mod forwarding;
+mod guard;
 mod hostile;
 mod interop;
 mod lab;
+mod leases;
 mod lifecycle;
+mod live;
+mod load;
 mod logs;
 mod manners;
 mod metrics;
+mod native;
 mod offload;
 mod peer;
 mod reload;
+mod resolver;
 mod seeing;
 mod suites;
 mod supervised;
 mod topology;
 mod traffic;
+mod up;
+mod vpn;
 
 /// The way into a namespace for our own code: the harness starts this very binary there with the errand in the
 /// environment. Alone it checks that an unknown errand is refused.

@@ -450,7 +450,14 @@ pub(crate) fn a_new_listen_port_is_in_the_rules_at_once() {
     };
     assert_eq!(masqueraded(), OTHER, "a port is kept if it may be");
 
-    host.run(&format!("wg set wg0 listen-port {OTHER}"));
+    let reload = |port: u16| {
+        let path = host.run_file("wg0.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let old = text.lines().find(|line| line.starts_with("listen_port")).unwrap();
+        fs::write(&path, text.replace(old, &format!("listen_port = {port}"))).unwrap();
+        host.attempt(&format!("{} reload -i wg0", env!("CARGO_BIN_EXE_ringway")))
+    };
+    assert!(reload(OTHER).status.success());
     host.run("conntrack -F");
     one.set(&format!("peer {} endpoint 198.18.0.1:{OTHER}", appliance.public()));
     must_reach(&one.host, GATEWAY_V4);
@@ -469,8 +476,8 @@ pub(crate) fn a_new_listen_port_is_in_the_rules_at_once() {
     }
     // Without rules no other port.
     host.run("nft delete table inet ringway_wg0");
-    let refused = host.attempt("wg set wg0 listen-port 40001");
-    assert!(!refused.status.success());
+    let refused = reload(40_001);
+    assert!(!refused.status.success(), "{refused:?}");
     assert_eq!(host.run("wg show wg0 listen-port").trim(), OTHER.to_string());
     appliance.stop();
     assert!(!host.run("nft list ruleset").contains("ringway_wg0"));

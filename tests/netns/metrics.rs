@@ -63,16 +63,21 @@ fn site(lab: &Lab, variables: &[(&'static str, &'static str)]) -> Site {
 }
 
 fn page(host: &Host) -> String {
+    page_at(host, PAGE_AT).expect("no answer")
+}
+
+/// The page at an address and port; `None` if nobody answers there.
+pub(crate) fn page_at(host: &Host, address: &str) -> Option<String> {
     let mut fetch = host.command("perl");
-    let output = fetch.args(["-e", FETCH, PAGE_AT]).output().unwrap();
+    let output = fetch.args(["-e", FETCH, address]).output().unwrap();
     let answer = String::from_utf8(output.stdout).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+    let (head, body) = answer.split_once("\r\n\r\n")?;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-    body.to_owned()
+    Some(body.to_owned())
 }
 
 /// The sum of a metric's series that contain `label`.
-fn sum(page: &str, metric: &str, label: &str) -> u64 {
+pub(crate) fn sum(page: &str, metric: &str, label: &str) -> u64 {
     let series = page.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(label));
     series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
@@ -212,9 +217,9 @@ fn prometheus_knows_what_a_gateway_carried() {
     let median = "histogram_quantile(0.5, sum by (le) (ringway_receive_batch_datagrams_bucket))";
     let median: Option<f64> = prometheus.value(median).and_then(|value| value.parse().ok());
     assert!(median.is_some_and(|median| 0.0 < median && median <= 2.0), "pings come one by one: {median:?}");
-    for way in ["receive", "send"] {
-        let [batches, calls] =
-            ["_batch_datagrams_count", "s_total"].map(|of| format!("sum(ringway_{way}{of})"));
+    for (way, what) in [("receive", "datagrams"), ("send", "datagrams"), ("tun_write", "packets")] {
+        let batches = format!("sum(ringway_{way}_batch_{what}_count)");
+        let calls = format!("sum(ringway_{way}s_total)");
         wait_until("there are as many batches as calls", SOON, || {
             let counted = prometheus.number(&batches);
             counted >= Some(40) && counted == prometheus.number(&calls)
@@ -416,7 +421,6 @@ fn a_used_address_is_an_error_that_says_so() {
 /// A gateway of one file that became somebody else, with a client that knows it.
 fn confined(lab: &Lab) -> (Arc<Host>, Child, Peer) {
     let (host, outside) = (lab.host("gateway"), lab.host("client"));
-    host.run("mount -t tmpfs tmpfs /var/lib");
     connect(lab, &host, &outside, 0, 1500);
     let client = Peer::start(&outside, Implementation::ringway(), "wg0", CLIENT_PORT);
     let inner = client_v4(0);

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use crate::lab::{Host, Lab, wait_until};
 use crate::peer::{Implementation, Peer};
-use crate::topology::{GATEWAY_V4, OVERLAY, Plan, Site, client_v4, client_v6};
+use crate::topology::{
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, OVERLAY, Outer, Plan, Site, client_v4, client_v6,
+    introduce,
+};
 use crate::traffic::{Capture, Flow, Way, ip_packets, must_reach, ping};
 
 const CLAMPED: &str = "ringway_mss_clamped_total";
@@ -216,5 +219,52 @@ fn the_device_has_the_queue_length_that_was_asked_for() {
         let shown = host.run("ip link show dev wg0");
         assert!(shown.contains(&format!("qlen {length}")), "{shown}");
         drop(peer);
+    }
+}
+
+/// A way whose middle takes less than the outer datagrams of full packets, 1500 bytes: nothing of the tunnel's vanishes
+/// there, in either direction. The first full datagrams over IPv6 teach the gateway, and are lost.
+#[test]
+fn a_narrow_link_on_the_way_loses_no_full_packet() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    for outer in [Outer::V4, Outer::V6] {
+        let [host, near, far, end] = ["gateway", "near", "far", "client"].map(|role| lab.host(role));
+        for (place, (a, a_if), (b, b_if), mtu) in [
+            (0, (&host, "e0"), (&near, "e0"), 1500),
+            (1, (&near, "e1"), (&far, "e1"), 1300),
+            (2, (&far, "e0"), (&end, "e0"), 1500),
+        ] {
+            lab.link((a, a_if), (b, b_if), mtu);
+            for (side, number, interface) in [(a, 1, a_if), (b, 2, b_if)] {
+                side.address(interface, &format!("198.18.{place}.{number}/24"));
+                side.address(interface, &format!("fd00:198:18:{place}::{number}/64"));
+            }
+        }
+        for router in [&near, &far] {
+            router.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        }
+        for (side, place, number) in [(&host, 0, 2), (&near, 1, 2), (&far, 1, 1), (&end, 2, 1)] {
+            side.run(&format!("ip route add default via 198.18.{place}.{number}"));
+            side.run(&format!("ip -6 route add default via fd00:198:18:{place}::{number}"));
+        }
+        let gateway = Peer::start(&host, Implementation::ringway(), "wg0", GATEWAY_PORT);
+        gateway.up(&[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], 1420);
+        let client = Peer::start(&end, Implementation::WireguardGo, "wg0", CLIENT_PORT);
+        client.up(&[&format!("{}/10", client_v4(0)), &format!("{}/64", client_v6(0))], 1420);
+        introduce(&gateway, &client, 0, outer, None);
+        must_reach(&end, GATEWAY_V4);
+        let full = || ping(&host, &client_v4(0), 1, 1420 - 28) == 1;
+        wait_until("full packets pass", Duration::from_secs(10), full);
+        for to in [client_v4(0), client_v6(0)] {
+            let header = if to.contains(':') { 48 } else { 28 };
+            assert_eq!(ping(&host, &to, 10, 1420 - header), 10, "{outer:?}");
+            assert_eq!(ping(&host, &to, 1, 1421 - header), 0, "{outer:?}: what the tunnel does not take");
+        }
+        for way in [Way::Up, Way::Down] {
+            let report = Flow { way, seconds: 3, ..Flow::tcp(&end, &host, GATEWAY_V4) }.run();
+            println!("{outer:?} {way:?}: {report:?}");
+            assert!(report.rate > 20e6, "{outer:?} {way:?}: {report:?}");
+        }
+        assert_eq!(gateway.drops(&["send_failed"]).unwrap_or(0), 0);
     }
 }

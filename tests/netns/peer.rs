@@ -202,7 +202,8 @@ impl Peer {
         };
         wait_until("the configuration socket is there", Duration::from_secs(10), || {
             assert!(peer.exit_status().is_none(), "{implementation:?} ended at once");
-            peer.socket().exists()
+            // A file is there a moment before somebody listens, and wg removes one where nobody does.
+            UnixStream::connect(peer.socket()).is_ok()
         });
         let line = format!("wg set {interface} listen-port {port} private-key /dev/stdin");
         peer.host.run_with_input(&line, &private);

@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::appliance::{Appliance, client, file, head, host, meet, peer, program, state};
+use crate::appliance::{Appliance, client, file, head, meet, peer, program, state};
 use crate::dropin::text;
 use crate::lab::{Host, Lab, PortHolder, machine};
 use crate::peer::{preshared_key, stranger};
 use crate::supervised::{Manager, capabilities_of_the_unit};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, client_prefixes};
-use crate::traffic::{Flow, must_reach, receive_overflows};
+use crate::traffic::{Flow, must_reach};
 
 const SOON: Duration = Duration::from_secs(10);
-const PATH: &str = "/var/run/wg0.toml";
+pub(crate) const PATH: &str = "/var/run/wg0.toml";
 
 /// Why a packet of a client is dropped whose session or prefixes are not there, be it for a moment.
 const REFUSED: [&str; 5] =
@@ -29,12 +29,12 @@ fn top() -> String {
     head("wg0", &[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], GATEWAY_PORT)
 }
 
-fn reload(host: &Host, options: &str) -> Output {
+pub(crate) fn reload(host: &Host, options: &str) -> Output {
     host.attempt(&format!("{} reload --config {PATH} {options}", program()))
 }
 
 /// Writes the file and has it read again, which must work; the answer.
-fn reloaded(host: &Host, content: &str) -> Value {
+pub(crate) fn reloaded(host: &Host, content: &str) -> Value {
     file(host, "wg0.toml", content);
     let out = reload(host, "--json");
     assert!(out.status.success(), "{content}: {out:?}");
@@ -52,7 +52,7 @@ fn key_file(host: &Host, name: &str, key: &str) -> String {
 }
 
 /// What a file decides of a host and a device: two gateways with the same file have the same.
-fn effect(host: &Host) -> Vec<String> {
+pub(crate) fn effect(host: &Host) -> Vec<String> {
     let mut nft = host.run("nft list ruleset").replace(",\n", ", ");
     nft.retain(|byte| byte != '\t');
     let nft = nft.lines().map(|line| {
@@ -72,7 +72,17 @@ fn effect(host: &Host) -> Vec<String> {
     effect.extend(
         ["mtu", "qlen"].map(|name| words[words.iter().position(|w| *w == name).unwrap() + 1].to_owned()),
     );
-    for line in ["ip route show proto 82", "ip -6 route show proto 82", "wg showconf wg0"] {
+    // Each address without the number of the device.
+    for family in ["-4", "-6"] {
+        let said = host.run(&format!("ip -o {family} address show dev wg0 scope global"));
+        let mut lines: Vec<_> = said
+            .lines()
+            .map(|line| line.split_whitespace().skip(1).take(4).collect::<Vec<_>>().join(" "))
+            .collect();
+        lines.sort_unstable();
+        effect.extend(lines);
+    }
+    for line in ["ip route show dev wg0", "ip -6 route show dev wg0", "wg showconf wg0"] {
         let said = host.run(line);
         let mut lines: Vec<_> = said
             .lines()
@@ -90,7 +100,7 @@ fn effect(host: &Host) -> Vec<String> {
 }
 
 /// What forwards on a host.
-fn forwarding(host: &Host) -> BTreeSet<String> {
+pub(crate) fn forwarding(host: &Host) -> BTreeSet<String> {
     let said = host.run("sysctl -a -r [46].conf.(wg0|e0|e1).*forwarding");
     said.lines().filter(|line| line.ends_with(" = 1")).map(str::to_owned).collect()
 }
@@ -99,7 +109,7 @@ fn forwarding(host: &Host) -> BTreeSet<String> {
 #[test]
 pub(crate) fn others_come_and_go_and_a_client_loses_no_packet() {
     let Some(lab) = Lab::with_traffic() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let client = client(&lab, &host, 0);
     // The client is not where the file says: it has roamed there, and is not sent back.
     let own = peer("client", &client.public, &client_prefixes(0)) + "endpoint = \"198.18.0.77:7\"\n";
@@ -155,9 +165,8 @@ pub(crate) fn others_come_and_go_and_a_client_loses_no_packet() {
     }
     let report = running.finish();
     assert_eq!(refused(), none, "the gateway lost none");
-    // Nor did anybody else but for want of a core: a socket's buffer that was full.
-    let allowed = receive_overflows(&host) + report.packets / 200;
-    assert!(report.packets > 4000 && report.lost <= allowed && report.out_of_order == 0, "{report:?}");
+    assert!(report.packets > 4000 && report.lost * 200 <= report.packets, "{report:?}");
+    assert_eq!(report.out_of_order, 0, "{report:?}");
     assert_eq!(session(), before, "no handshake was needed");
     let roamed = || host.run("wg show wg0 endpoints").contains(&format!("{}\t198.18.0.2:", client.public));
     assert!(roamed());
@@ -171,7 +180,7 @@ pub(crate) fn others_come_and_go_and_a_client_loses_no_packet() {
 #[test]
 fn what_is_in_force_after_it_is_what_a_start_would_have_made() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let far = [lab.host("left"), lab.host("right")];
     for (n, far) in far.iter().enumerate() {
         lab.link((&host, &format!("e{n}")), (far, "e0"), 1500);
@@ -196,6 +205,12 @@ fn what_is_in_force_after_it_is_what_a_start_would_have_made() {
             + &second
             + &peer("a", &a, "10.1.9.0/24,fd78::/64")
             + &second,
+        // Other networks, one of which a route was for, and for one of which there was an address; no forwarding.
+        head("wg0", &["100.64.0.1/16", "10.2.0.1/16", "fd64::1/96"], GATEWAY_PORT)
+            + "[forwarding]\nenabled = false\n"
+            + &peer("b", &b, "100.64.0.0/10,10.2.3.0/24,fd64::/64"),
+        // No address at all: all routes go with the last one, and come back.
+        head("wg0", &[], GATEWAY_PORT) + &peer("a", &a, "100.64.0.2/32,10.1.0.0/16,fd77::/64"),
     ];
     let fresh = files.each_ref().map(|content| {
         let gateway = Appliance::start(&host, "wg0", content);
@@ -205,12 +220,14 @@ fn what_is_in_force_after_it_is_what_a_start_would_have_made() {
     });
     let before = state(&host);
     let gateway = Appliance::start(&host, "wg0", &files[0]);
-    for number in [1, 2, 0, 2, 1, 0] {
+    for number in [1, 2, 0, 2, 1, 0, 3, 4, 3, 1, 4, 0, 3, 2] {
         let answer = reloaded(&host, &files[number]);
         assert_eq!(answer["restart"], serde_json::json!([]), "{answer}");
         assert_eq!(effect(&host), fresh[number].0, "file {number}");
-        // What forwards once does so until the end.
-        assert!(forwarding(&host).is_superset(&fresh[number].1), "file {number}");
+        // What forwards once does so until the end, or until nothing shall.
+        let forwards = forwarding(&host);
+        assert!(forwards.is_superset(&fresh[number].1), "file {number}: {forwards:?}");
+        assert!(number != 3 || forwards == fresh[3].1, "{forwards:?}");
         let again = reloaded(&host, &files[number]);
         assert_eq!((&again["peers"], &again["settings"]), (&serde_json::json!([]), &serde_json::json!([])));
         assert_eq!(effect(&host), fresh[number].0, "file {number}, unchanged");
@@ -228,7 +245,7 @@ fn what_is_in_force_after_it_is_what_a_start_would_have_made() {
 #[test]
 fn what_cannot_be_followed_is_named_and_what_cannot_be_done_is_taken_back() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "gateway");
+    let host = lab.host("gateway");
     let good = top() + &peer("a", &stranger(), "100.64.0.2/32");
     let gateway = Appliance::start(&host, "wg0", &good);
     let all = || (state(&host), effect(&host));
@@ -281,7 +298,10 @@ fn what_cannot_be_followed_is_named_and_what_cannot_be_done_is_taken_back() {
     assert!(text(&out.stderr).contains("file is /var/run/wg0.toml, not /var/run/other.toml"), "{out:?}");
     assert_eq!(out.status.code(), Some(1));
     let out = host.attempt(&format!("{} reload -i wg7", program()));
-    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("wg7 is not served here"), "{out:?}");
+    assert!(
+        out.status.code() == Some(1) && text(&out.stderr).contains("no gateway serves this interface"),
+        "{out:?}"
+    );
     file(&host, "wg0.toml", &good.replace("workers = 2", "workers = 3"));
     let out = reload(&host, "");
     assert!(out.status.success(), "{out:?}");
@@ -298,7 +318,7 @@ fn what_cannot_be_followed_is_named_and_what_cannot_be_done_is_taken_back() {
 #[test]
 fn a_service_reloads_as_another_user() {
     let Some(lab) = Lab::new() else { return };
-    let host = host(&lab, "alone");
+    let host = lab.host("alone");
     let manager = Manager(UnixDatagram::bind(host.run_file("notify")).unwrap());
     fs::set_permissions(host.run_file("notify"), fs::Permissions::from_mode(0o777)).unwrap();
     let own = |content: &str| {

@@ -290,7 +290,7 @@ fn doctor_finds_a_clock_that_is_wrong() {
 #[test]
 fn doctor_knows_the_services_of_a_gateway() {
     let Some(lab) = Lab::new() else { return };
-    let host = appliance::host(&lab, "gateway");
+    let host = lab.host("gateway");
     let file = appliance::head("wg0", &["100.64.0.1/24", "fd64::1/64"], GATEWAY_PORT)
         + "[services]\ntcp = [8080, 8081]\nudp = [53]\n";
     let gateway = Appliance::start(&host, "wg0", &file);

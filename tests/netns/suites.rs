@@ -6,10 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::lab::{Host, Lab, wait_until};
-use crate::peer::{Implementation, Peer, Remote};
+use crate::peer::{Implementation, Peer};
 use crate::topology::{
-    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, OVERLAY, Outer, Site, client_prefixes, client_v4, client_v6,
-    connect, gateway_endpoint,
+    CLIENT_PORT, GATEWAY_PORT, GATEWAY_V4, Outer, Site, client_v4, client_v6, connect, introduce,
 };
 use crate::traffic::{Flow, Way, must_reach, ping};
 
@@ -34,14 +33,14 @@ fn site(
     let client = Peer::start_through(&client_host, client, "wg0", CLIENT_PORT, client_says, launcher);
     gateway.up(&[&format!("{GATEWAY_V4}/10")], 1420);
     client.up(&[&format!("{}/10", client_v4(0)), &format!("{}/64", client_v6(0))], 1420);
-    gateway.know(&Remote { public: &client.public, allowed: &client_prefixes(0), ..Remote::default() });
-    client.know(&Remote {
-        public: &gateway.public,
-        allowed: OVERLAY,
-        endpoint: Some(&gateway_endpoint(0, Outer::V4)),
-        ..Remote::default()
-    });
+    introduce(&gateway, &client, 0, Outer::V4, None);
     Site { gateway, clients: vec![client] }
+}
+
+/// Two Ringways, of which the client says HELLO.
+fn one_says_hello(lab: &Lab) -> Site {
+    let ours = Implementation::ringway();
+    site(lab, [ours, ours], [&[], &[]], &HELLO)
 }
 
 fn ringway_show(peer: &Peer, arguments: &str) -> String {
@@ -59,17 +58,18 @@ fn counter(peer: &Peer, metric: &str) -> u64 {
     peer.counter(metric).expect("Ringway counts")
 }
 
-/// The processor must have it, and both programs must be ours.
-fn is_possible(lab: &Lab) -> bool {
+/// A lab, if the processor has AES in vectors and the program under test is ours.
+fn lab() -> Option<Lab> {
+    let lab = Lab::with_traffic()?;
     if !ringway::crypto::aead::has_vector_aes() {
         lab.skip("this processor has no AES in vectors");
-        return false;
+        return None;
     }
     if !Implementation::ringway().is_ringway() {
         lab.skip("only Ringway says HELLO");
-        return false;
+        return None;
     }
-    true
+    Some(lab)
 }
 
 fn bulk(client: &Arc<Host>, gateway: &Arc<Host>) {
@@ -81,12 +81,8 @@ fn bulk(client: &Arc<Host>, gateway: &Arc<Host>) {
 
 #[test]
 fn two_ringways_agree_when_one_says_hello() {
-    let Some(lab) = Lab::with_traffic() else { return };
-    if !is_possible(&lab) {
-        return;
-    }
-    let ours = Implementation::ringway();
-    let site = site(&lab, [ours, ours], [&[], &[]], &HELLO);
+    let Some(lab) = lab() else { return };
+    let site = one_says_hello(&lab);
     let (gateway, client) = (&site.gateway, &site.clients[0]);
     must_reach(&client.host, GATEWAY_V4);
     for peer in [gateway, client] {
@@ -110,10 +106,7 @@ fn two_ringways_agree_when_one_says_hello() {
 /// Keys are renewed every three seconds, and the suite is agreed upon anew each time, while pings go on.
 #[test]
 fn a_renewal_agrees_anew_and_loses_nothing() {
-    let Some(lab) = Lab::with_traffic() else { return };
-    if !is_possible(&lab) {
-        return;
-    }
+    let Some(lab) = lab() else { return };
     let ours = Implementation::ringway();
     let often = ("RINGWAY_TEST_REKEY", "3");
     let site = site(&lab, [ours, ours], [&[often], &[often, ("RINGWAY_HELLO", "1")]], &[]);
@@ -131,10 +124,7 @@ fn a_renewal_agrees_anew_and_loses_nothing() {
 
 #[test]
 fn nobody_says_hello_unasked_and_either_side_may_do_without_aes() {
-    let Some(lab) = Lab::with_traffic() else { return };
-    if !is_possible(&lab) {
-        return;
-    }
+    let Some(lab) = lab() else { return };
     let ours = Implementation::ringway();
     let hello: &[(&str, &str)] = &[("RINGWAY_HELLO", "1")];
     let without: &[(&str, &str)] = &[("RINGWAY_AES", "off")];
@@ -159,10 +149,7 @@ fn nobody_says_hello_unasked_and_either_side_may_do_without_aes() {
 /// It drops HELLO, since that is no IP packet, and never sees a mark.
 #[test]
 fn hello_to_wireguard_go_changes_nothing() {
-    let Some(lab) = Lab::with_traffic() else { return };
-    if !is_possible(&lab) {
-        return;
-    }
+    let Some(lab) = lab() else { return };
     let (ours, theirs) = (Implementation::ringway(), Implementation::WireguardGo);
     let hello: &[(&str, &str)] = &[("RINGWAY_HELLO", "1")];
     for (programs, says) in [([theirs, ours], [&[][..], hello]), ([ours, theirs], [hello, &[]])] {
@@ -190,12 +177,8 @@ const FILTER: &str = "table inet middlebox {
 
 #[test]
 fn a_filter_of_reserved_bytes_leaves_a_tunnel_that_works() {
-    let Some(lab) = Lab::with_traffic() else { return };
-    if !is_possible(&lab) {
-        return;
-    }
-    let ours = Implementation::ringway();
-    let site = site(&lab, [ours, ours], [&[], &[]], &HELLO);
+    let Some(lab) = lab() else { return };
+    let site = one_says_hello(&lab);
     let (gateway, client) = (&site.gateway, &site.clients[0]);
     for host in [&gateway.host, &client.host] {
         host.run_with_input("nft -f -", FILTER);

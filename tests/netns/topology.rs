@@ -79,22 +79,26 @@ impl Plan {
         connect(lab, &gateway.host, &host, i, self.mtu + 100);
         let client = Peer::start_with(&host, self.clients[i], "wg0", CLIENT_PORT, &self.variables);
         client.up(&[&format!("{}/10", client_v4(i)), &format!("{}/64", client_v6(i))], self.mtu);
-        let preshared = self.preshared.as_deref();
-        gateway.know(&Remote {
-            public: &client.public,
-            allowed: &client_prefixes(i),
-            preshared,
-            ..Remote::default()
-        });
-        client.know(&Remote {
-            public: &gateway.public,
-            allowed: OVERLAY,
-            endpoint: Some(&gateway_endpoint(i, self.outer)),
-            preshared,
-            ..Remote::default()
-        });
+        introduce(gateway, &client, i, self.outer, self.preshared.as_deref());
         client
     }
+}
+
+/// Each learns the other's key: the gateway what client `i` may send, the client where the gateway is.
+pub(crate) fn introduce(gateway: &Peer, client: &Peer, i: usize, outer: Outer, preshared: Option<&str>) {
+    gateway.know(&Remote {
+        public: &client.public,
+        allowed: &client_prefixes(i),
+        preshared,
+        ..Remote::default()
+    });
+    client.know(&Remote {
+        public: &gateway.public,
+        allowed: OVERLAY,
+        endpoint: Some(&gateway_endpoint(i, outer)),
+        preshared,
+        ..Remote::default()
+    });
 }
 
 /// Links a client's host to the gateway's: `e<i>` there, `e0` here, both families.

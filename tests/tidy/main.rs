@@ -31,33 +31,65 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("mutation", &[]),
     ("sys", &["types"]),
+    ("sys::guarded", &["sys"]),
     ("wire", &["types"]),
     ("metrics", &["types"]),
     ("crypto", &["mutation", "types"]),
-    ("noise", &["crypto", "wire", "mutation", "types"]),
+    ("noise", &["crypto", "wire", "mutation", "sys::guarded", "types"]),
     ("dataplane::io", &["sys", "types"]),
     ("dataplane", &["noise", "crypto", "wire", "metrics", "dataplane::io", "sys", "mutation", "types"]),
     ("net", &["sys", "types"]),
     ("store", &["sys", "types"]),
-    ("config", &["dataplane::io", "net", "sys", "types"]),
+    ("lease", &["types"]),
+    ("config", &["dataplane::io", "net", "lease", "wire", "sys", "types"]),
     ("netmon", &["net", "types"]),
-    ("control", &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types"]),
+    (
+        "control",
+        &[
+            "dataplane",
+            "noise",
+            "net",
+            "store",
+            "lease",
+            "config",
+            "metrics",
+            "crypto",
+            "wire",
+            "sys",
+            "types",
+        ],
+    ),
     (
         "client",
-        &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "sys", "types", "netmon"],
+        &[
+            "dataplane",
+            "noise",
+            "net",
+            "store",
+            "config",
+            "metrics",
+            "crypto",
+            "wire",
+            "sys",
+            "types",
+            "netmon",
+        ],
     ),
+    ("bench", &["dataplane", "noise", "crypto", "wire", "sys", "types"]),
     ("gateway", &[ABOVE]),
     ("cli", &[ABOVE]),
     ("fuzzing", &[ABOVE]),
     ("main", &["cli", "gateway"]),
+    ("null", &["cli"]),
 ];
 const ABOVE: &str = "*";
 
 /// Modules (and what is below them) that may hold `unsafe`.
 const MAY_BE_UNSAFE: &[&str] = &["sys", "dataplane::io::ring", "crypto"];
 
-/// `noise` knows no clock, no socket and no source of randomness: these words stay out of it.
-const NOT_IN_NOISE: &[&str] = &["Instant", "SystemTime", "UdpSocket", "TcpStream", "getrandom", "OsRng"];
+/// `noise`, `lease` and `client` know no clock, no socket and no source of randomness: these words stay out of them.
+const NOT_IN_NOISE: &[&str] =
+    &["Instant", "SystemTime", "UdpSocket", "TcpStream", "File", "getrandom", "OsRng", "RandomState"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -115,7 +147,11 @@ fn reachable(sources: &[Source]) -> BTreeMap<String, bool> {
     let by_path: BTreeMap<&str, &Source> =
         sources.iter().map(|source| (source.path.as_str(), source)).collect();
     let mut reached = BTreeMap::new();
-    let mut open = vec![("src/lib.rs".to_owned(), false), ("src/main.rs".to_owned(), false)];
+    let mut open = vec![
+        ("src/lib.rs".to_owned(), false),
+        ("src/main.rs".to_owned(), false),
+        ("src/null.rs".to_owned(), false),
+    ];
     while let Some((path, test)) = open.pop() {
         let Some(source) = by_path.get(path.as_str()) else { continue };
         if reached.insert(path.clone(), test).is_some() {
@@ -183,21 +219,45 @@ fn imports_follow_the_table() {
     report("the import table of docs/architecture.md", &findings);
 }
 
+/// What is built without being asked for otherwise encrypts: the feature that does not is nobody's default.
 #[test]
-fn noise_has_no_clock_no_socket_and_no_randomness() {
+fn only_who_asks_gets_the_null_cipher() {
+    const { assert!(ringway::crypto::aead::ENCRYPTS) };
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let features = manifest["features"].as_table().unwrap();
+    let enabling: Vec<_> = features.keys().filter(|name| *name != "null-cipher").collect();
+    assert!(features.contains_key("null-cipher"));
+    assert!(enabling.is_empty(), "may one of these bring it with it? {enabling:?}");
+    for bin in manifest["bin"].as_array().unwrap() {
+        let null = bin["name"].as_str() == Some("ringway-null");
+        assert_eq!(bin.get("required-features").is_some(), null, "{bin}");
+    }
+    for file in ["Makefile", ".ci/run", "config/ringway.service"] {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        for line in text.lines().filter(|line| line.contains("null-cipher")) {
+            assert!(line.contains("--bin ringway-null"), "{file}: {line}");
+        }
+    }
+}
+
+#[test]
+fn noise_lease_and_client_have_no_clock_no_socket_and_no_randomness() {
     let sources = sources();
     let reached = reachable(&sources);
     let mut findings = Vec::new();
-    let noise =
-        |source: &&Source| source.path.starts_with("src/noise/") && reached.get(&source.path) != Some(&true);
-    for source in sources.iter().filter(noise) {
+    let pure = |source: &&Source| {
+        let path = &source.path;
+        ["src/noise/", "src/lease/", "src/client/"].iter().any(|root| path.starts_with(root))
+            && reached.get(path) != Some(&true)
+    };
+    for source in sources.iter().filter(pure) {
         for word in NOT_IN_NOISE {
             for at in source.words(word).filter(|&at| !source.is_test(at)) {
                 findings.push(format!("{}:{}: {word}", source.path, source.line_of(at)));
             }
         }
     }
-    report("time and randomness are handed to noise", &findings);
+    report("time and randomness are handed to noise, lease and client", &findings);
 }
 
 #[test]

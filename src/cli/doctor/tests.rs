@@ -10,6 +10,7 @@ use crate::dataplane::steering::SteeringError;
 use crate::dataplane::tun::{TunError, TunOffloads};
 use crate::net::manners::foreign::Found;
 use crate::net::manners::{Service, Transport};
+use crate::sys::testing::Scratch;
 
 fn io(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
@@ -247,13 +248,13 @@ fn what_the_kernel_writes_is_read() {
     let found: Vec<_> = look::default_interfaces(v4, &v6).into_iter().collect();
     assert_eq!(found, ["eth0", "eth1"]);
 
-    let directory = std::env::temp_dir().join(format!("ringway-{}-governors", std::process::id()));
+    let scratch = Scratch::new("governors");
+    let directory = &scratch.0;
     fs::create_dir_all(directory.join("cpu0/cpufreq")).unwrap();
     fs::create_dir_all(directory.join("cpu1")).unwrap();
     fs::write(directory.join("cpu0/cpufreq/scaling_governor"), "powersave\n").unwrap();
     fs::write(directory.join("cpu0/cpufreq/scaling_driver"), "acpi-cpufreq\n").unwrap();
-    let cores = look::governors(&directory);
-    fs::remove_dir_all(&directory).unwrap();
+    let cores = look::governors(directory);
     assert_eq!(cores, [("powersave".to_owned(), "acpi-cpufreq".to_owned())]);
 }
 

@@ -1,15 +1,9 @@
 //! Sockets of others, sockets of nobody, and counters that grow or begin anew.
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 
 use super::*;
-
-fn directory(name: &str) -> PathBuf {
-    let directory = std::env::temp_dir().join(format!("ringway-{}-{name}", std::process::id()));
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
+use crate::sys::testing::Scratch;
 
 fn name(name: &str) -> InterfaceName {
     name.parse().unwrap()
@@ -28,47 +22,48 @@ fn served(directory: &Path, device: &str, answer: &'static str) {
 
 #[test]
 fn names_are_read_from_sockets_only() {
-    let directory = directory("names");
+    let scratch = Scratch::new("names");
+    let directory = &scratch.0;
     for file in ["wg1.sock", "wg0.sock", "notes.txt", "far-too-long-a-name.sock", ".sock"] {
         fs::write(directory.join(file), "").unwrap();
     }
-    let found = names(&directory).unwrap();
+    let found = names(directory).unwrap();
     assert_eq!(found.iter().map(InterfaceName::as_str).collect::<Vec<_>>(), ["wg0", "wg1"]);
-    fs::remove_dir_all(&directory).unwrap();
-    assert!(names(&directory).unwrap().is_empty());
+    fs::remove_dir_all(directory).unwrap();
+    assert!(names(directory).unwrap().is_empty());
 }
 
 #[test]
 fn each_reason_for_no_answer_has_its_words() {
-    let directory = directory("answers");
-    let said = |device: &str| format!("{:#}", ask(&directory, &name(device)).unwrap_err());
+    let scratch = Scratch::new("answers");
+    let directory = &scratch.0;
+    let said = |device: &str| format!("{:#}", ask(directory, &name(device)).unwrap_err());
     assert!(said("wg0").contains("nobody serves this device"), "{}", said("wg0"));
     drop(UnixListener::bind(directory.join("wg1.sock")).unwrap());
     assert!(said("wg1").contains("has ended"), "{}", said("wg1"));
-    served(&directory, "wg2", "errno=-71\n\n");
+    served(directory, "wg2", "errno=-71\n\n");
     assert!(said("wg2").contains("not served by Ringway"));
-    served(&directory, "wg3", "json={}\n");
+    served(directory, "wg3", "json={}\n");
     assert!(said("wg3").contains("cut short"));
-    served(&directory, "wg4", "json=[1]\nerrno=0\n\n");
+    served(directory, "wg4", "json=[1]\nerrno=0\n\n");
     assert!(said("wg4").contains("unknown answer"));
     let denied = io::Error::from(io::ErrorKind::PermissionDenied);
     assert!(hint(&denied, "here").contains("sudo"));
     assert!(is_denied(&anyhow!(denied).context("wg5")));
-    fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]
 fn without_names_only_ours_are_taken_and_missing_keys_are_no_error() {
-    let directory = directory("ours");
+    let scratch = Scratch::new("ours");
+    let directory = &scratch.0;
     drop(UnixListener::bind(directory.join("wg0.sock")).unwrap());
-    served(&directory, "wg1", "json={\"listen_port\":7,\"peers\":[{}]}\nerrno=0\n\n");
-    served(&directory, "wg2", "errno=-71\n\n");
-    let found = devices(&directory, &[]).unwrap();
+    served(directory, "wg1", "json={\"listen_port\":7,\"peers\":[{}]}\nerrno=0\n\n");
+    served(directory, "wg2", "errno=-71\n\n");
+    let found = devices(directory, &[]).unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].name.as_str(), found[0].show.listen_port), ("wg1", 7));
     assert_eq!(found[0].show.peers, [ShowPeer::default()]);
-    assert!(devices(&directory, &[name("wg0")]).is_err());
-    fs::remove_dir_all(&directory).unwrap();
+    assert!(devices(directory, &[name("wg0")]).is_err());
 }
 
 #[test]

@@ -143,6 +143,12 @@ fn switch(on: bool, reason: Option<&str>) -> String {
 
 fn peer_text(out: &mut String, peer: &ShowPeer, rates: Option<&PeerRates>, now: SystemTime) {
     let _ = writeln!(out, "\npeer: {}", peer.public_key);
+    if let Some(name) = &peer.name {
+        let _ = writeln!(out, "  name: {name}");
+    }
+    if let Some(source) = &peer.source {
+        let _ = writeln!(out, "  source: {source}");
+    }
     if peer.preshared_key {
         out.push_str("  preshared key: (hidden)\n");
     }
@@ -176,7 +182,7 @@ pub fn ago(seconds: u64) -> String {
 }
 
 /// `1 hour, 2 minutes, 3 seconds`.
-pub(super) fn duration(seconds: u64) -> String {
+pub fn duration(seconds: u64) -> String {
     let units = [
         (seconds / 86_400, "day"),
         (seconds / 3_600 % 24, "hour"),

@@ -66,6 +66,15 @@ fn a_change_touches_its_peer_only() {
     );
 }
 
+/// Of 1 KiB that a configured peer costs in all tables (docs/decisions/0057-idle-peers.md).
+#[test]
+fn a_peer_of_one_address_stands_in_its_slot() {
+    assert!(size_of::<Slot>() <= 152, "{}", size_of::<Slot>());
+    let (device, _) = start(vec![change(1, &["10.0.0.1/32", "fd00::1/128"])]);
+    let peer = device.peer(&key(1)).unwrap();
+    assert!(matches!(peer.prefixes, Prefixes::Few(_)), "{peer:?}");
+}
+
 #[test]
 fn replacing_by_the_same_says_nothing() {
     let (mut device, mut fake) = start(vec![change(1, &["10.0.0.1/32", "fd00::/64"])]);
@@ -90,7 +99,7 @@ fn a_prefix_moves_by_removal_first() {
             Call::AddPrefixes(vec![Assignment { prefix: prefix("10.0.0.0/8"), peer, worker }]),
         ]
     );
-    assert_eq!(device.peer(&key(1)).unwrap().prefixes().len(), 0);
+    assert_eq!(device.peer(&key(1)).unwrap().prefixes().count(), 0);
 }
 
 #[test]

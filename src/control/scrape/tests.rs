@@ -1,6 +1,8 @@
 use std::cell::Cell;
 use std::time::Instant;
 
+use tokio::time::sleep;
+
 use super::*;
 
 const PAGE: &str = "ringway_turns_total 1\n";

@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -18,29 +17,9 @@ use crate::control::device::Device;
 use crate::control::fake::Fake;
 use crate::control::socket::{DIRECTORY, socket_path};
 use crate::net::name::InterfaceName;
+use crate::sys::testing::Scratch;
 
 const KEY: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33";
-
-/// A directory that goes with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("ringway-{}-uapi-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        // Another test's umask may be in force just now.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn name() -> InterfaceName {
     "wgtest0".parse().unwrap()
@@ -55,15 +34,14 @@ struct Running {
 
 impl Running {
     fn start(directory: &Path) -> Self {
-        Self::with(UapiSocket::bind(directory, &name()).unwrap(), socket_path(directory, &name()))
+        Self::with(LocalSocket::bind(directory, &name()).unwrap(), socket_path(directory, &name()))
     }
 
-    fn with(socket: UapiSocket, path: PathBuf) -> Self {
+    fn with(socket: LocalSocket, path: PathBuf) -> Self {
         let (gone, hears) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let control =
-                RefCell::new(Control { device: Device::new(0), dataplane: Fake::new(2), reload: None });
+            let control = RefCell::new(Control::new(Device::new(0), Fake::new(2)));
             let hears = async { hears.await.unwrap_or(()) };
             let end = runtime.block_on(serve(&socket, &control, hears)).unwrap();
             (end, control.into_inner())
@@ -105,7 +83,7 @@ fn answer_of(stream: &mut UnixStream) -> String {
 
 #[test]
 fn several_requests_and_partial_writes() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let server = Running::start(&scratch.0);
     let mut stream = server.connect();
     for part in ["se", "t=1\nlisten_po", "rt=77\n", "\nget=1\n", "\n"] {
@@ -128,7 +106,7 @@ fn several_requests_and_partial_writes() {
 
 #[test]
 fn what_is_no_request_is_answered_and_hung_up() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let server = Running::start(&scratch.0);
     assert_eq!(server.ask("hello\n"), "errno=-71\n\n");
     let mut stream = server.connect();
@@ -143,7 +121,7 @@ fn what_is_no_request_is_answered_and_hung_up() {
 
 #[test]
 fn the_socket_is_private() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let inner = scratch.0.join("wireguard");
     let server = Running::start(&inner);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -153,7 +131,7 @@ fn the_socket_is_private() {
 
 #[test]
 fn silent_and_slow_clients_stop_nobody() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let server = Running::start(&scratch.0);
     let silent: Vec<_> = (0..50).map(|_| server.connect()).collect();
     let mut slow = server.connect();
@@ -178,7 +156,7 @@ fn silent_and_slow_clients_stop_nobody() {
 
 #[test]
 fn a_large_request_through_the_socket() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let server = Running::start(&scratch.0);
     let ips: String = (0..130_000u32)
         .map(|n| format!("allowed_ip={}/32\n", std::net::Ipv4Addr::from_bits(0x0a00_0000 + n)))
@@ -201,28 +179,28 @@ fn a_large_request_through_the_socket() {
 
 #[test]
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let path = socket_path(&scratch.0, &name());
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "stale");
-    let live = UapiSocket::bind(&scratch.0, &name()).unwrap();
-    let second = UapiSocket::bind(&scratch.0, &name()).unwrap_err();
+    let live = LocalSocket::bind(&scratch.0, &name()).unwrap();
+    let second = LocalSocket::bind(&scratch.0, &name()).unwrap_err();
     assert_eq!(second.raw_os_error(), Some(libc::EADDRINUSE));
     assert!(live.is_there());
     drop(live);
     assert!(!path.exists());
     fs::write(&path, "a file").unwrap();
-    let file = UapiSocket::bind(&scratch.0, &name()).unwrap_err();
+    let file = LocalSocket::bind(&scratch.0, &name()).unwrap_err();
     assert_eq!(file.raw_os_error(), Some(libc::EEXIST));
     assert_eq!(fs::read(&path).unwrap(), b"a file");
 }
 
 #[test]
 fn removing_the_socket_ends_the_server_and_a_successor_keeps_its_own() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let server = Running::start(&scratch.0);
     fs::remove_file(&server.path).unwrap();
-    let successor = UapiSocket::bind(&scratch.0, &name()).unwrap();
+    let successor = LocalSocket::bind(&scratch.0, &name()).unwrap();
     let (end, _) = server.wait();
     assert_eq!(end, End::SocketRemoved);
     assert!(successor.is_there(), "the first took only its own away");
@@ -230,16 +208,16 @@ fn removing_the_socket_ends_the_server_and_a_successor_keeps_its_own() {
 
 #[test]
 fn an_inherited_socket_serves() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("uapi");
     let path = socket_path(&scratch.0, &name());
     let listener = UnixListener::bind(&path).unwrap();
-    let server = Running::with(UapiSocket::inherit(listener.into()).unwrap(), path);
+    let server = Running::with(LocalSocket::inherit(listener.into()).unwrap(), path);
     assert_eq!(server.ask("get=1\n\n"), "errno=0\n\n");
     server.stop();
     let (stream, _other) = UnixStream::pair().unwrap();
-    assert_eq!(UapiSocket::inherit(stream.into()).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(LocalSocket::inherit(stream.into()).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     let file = fs::File::open("/dev/null").unwrap();
-    assert!(UapiSocket::inherit(file.into()).is_err());
+    assert!(LocalSocket::inherit(file.into()).is_err());
 }
 
 /// Runs `wg_inside` with an empty tmpfs on /var/run that nobody else sees.

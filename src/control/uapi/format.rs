@@ -30,8 +30,8 @@ pub fn finish(out: &mut String, result: Result<(), Errno>) {
 /// copy behind.
 #[must_use]
 pub fn get(device: &Device, stats: &[PeerStats]) -> Zeroizing<String> {
-    let peers = device.peers();
-    let prefixes: usize = peers.iter().map(|peer| peer.prefixes().len()).sum();
+    let peers = device.somebodys();
+    let prefixes: usize = peers.iter().map(|peer| peer.prefixes().count()).sum();
     let room = DEVICE_BYTES + PEER_BYTES * peers.len() + PREFIX_BYTES * prefixes;
     let mut out = Zeroizing::new(String::with_capacity(room));
     if let Some(key) = device.private_key() {
@@ -109,6 +109,10 @@ pub struct Show {
 pub struct ShowPeer {
     /// Base64.
     pub public_key: String,
+    /// What people call it; `None` for nothing.
+    pub name: Option<String>,
+    /// `file` or `store`: where a gateway has it from; `None` of a drop-in's.
+    pub source: Option<String>,
     /// True if there is one; the key itself is not shown.
     pub preshared_key: bool,
     /// `a.b.c.d:port` or `[v6]:port`.
@@ -138,7 +142,7 @@ pub fn show(device: &Device, stats: &[PeerStats], report: serde_json::Value) -> 
         listen_port: device.listen_port(),
         fwmark: device.fwmark().0,
         peers: device
-            .peers()
+            .somebodys()
             .into_iter()
             .map(|peer| show_peer(peer, stats.get(&peer.id()).copied()))
             .collect(),
@@ -150,6 +154,8 @@ fn show_peer(peer: &Peer, stats: Option<&PeerStats>) -> ShowPeer {
     let endpoint = stats.and_then(|stats| stats.endpoint).or(peer.endpoint());
     ShowPeer {
         public_key: peer.public_key().to_base64(),
+        name: None,
+        source: None,
         preshared_key: peer.preshared_key().is_some(),
         endpoint: endpoint.map(|endpoint| endpoint.to_string()),
         allowed_ips: peer.prefixes().map(|prefix| prefix.to_string()).collect(),

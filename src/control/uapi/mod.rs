@@ -1,16 +1,14 @@
 //! The cross-platform WireGuard UAPI (<https://www.wireguard.com/xplatform/>): requests of `key=value` lines that
 //! end with an empty line, answers that end with `errno=N` and an empty line.
 //!
-//! Beside `get=1` and `set=1` there are three operations of our own, which no other program sends: `show=json` for
-//! `ringway show`, `switch=1` with lines like `udp_send=off` for `ringway switch`, and `reload=1`, with `dry_run=true`
-//! and `file=PATH` where wanted, for `ringway reload`.
+//! Beside `get=1` and `set=1` there are two operations of our own, which no other program sends: `show=json` for
+//! `ringway show`, and `switch=1` with lines like `udp_send=off` for `ringway switch`.
 
 pub mod format;
 pub mod parse;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::control::reload::Ask;
 use crate::dataplane::offload::switches::Switch;
 use crate::types::{Mark, Prefix, PublicKey, Secret};
 
@@ -23,8 +21,6 @@ pub enum Request {
     Show,
     /// `switch=1`: what to turn on or off; each switch at most once.
     Switch(Vec<(Switch, bool)>),
-    /// `reload=1`: the configuration again.
-    Reload(Ask),
     /// `set=1`
     Set(SetRequest),
 }
@@ -63,6 +59,10 @@ pub struct PeerChange {
     pub replace_allowed_ips: bool,
     /// In the order of the request.
     pub allowed_ips: Vec<AllowedIp>,
+    /// The address that the peer will most likely lease: the owner of a new peer is chosen by it. Not of the UAPI.
+    pub home: Option<Ipv4Addr>,
+    /// A new peer is the key of an invite's use. Not of the UAPI.
+    pub temporary: bool,
 }
 
 impl PeerChange {
@@ -78,6 +78,8 @@ impl PeerChange {
             keepalive: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
+            home: None,
+            temporary: false,
         }
     }
 }

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use super::{AllowedIp, PeerChange, Request, SetRequest};
 use crate::control::errno::Errno;
-use crate::control::reload::Ask;
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::offload::switches::Switch;
 use crate::sys::interface;
@@ -85,7 +84,6 @@ impl RequestParser {
             b"set=1" => Request::Set(SetRequest::default()),
             b"show=json" => Request::Show,
             b"switch=1" => Request::Switch(Vec::new()),
-            b"reload=1" => Request::Reload(Ask::default()),
             // An empty line too many between two requests harms nobody.
             b"" => {
                 *self = Self::new();
@@ -113,7 +111,6 @@ fn body_line(request: &mut Request, line: &[u8]) -> Result<(), Errno> {
     let set = match request {
         Request::Set(set) => set,
         Request::Switch(switches) => return switch_line(switches, key, value),
-        Request::Reload(ask) => return reload_line(ask, key, value),
         Request::Get | Request::Show => return Err(Errno::INVALID),
     };
     if key == "public_key" {
@@ -154,16 +151,6 @@ fn switch_line(switches: &mut Vec<(Switch, bool)>, key: &str, value: &str) -> Re
     Ok(())
 }
 
-/// A line of `reload=1`.
-fn reload_line(ask: &mut Ask, key: &str, value: &str) -> Result<(), Errno> {
-    match key {
-        "dry_run" => ask.dry_run = only_true(value)?,
-        "file" => ask.file = Some(value.to_owned()),
-        _ => return Err(Errno::INVALID),
-    }
-    Ok(())
-}
-
 /// A line after a `public_key`.
 fn peer_line(peer: &mut PeerChange, key: &str, value: &str) -> Result<(), Errno> {
     match key {
@@ -176,7 +163,13 @@ fn peer_line(peer: &mut PeerChange, key: &str, value: &str) -> Result<(), Errno>
             peer.keepalive = Some((seconds != 0).then_some(seconds));
         }
         "replace_allowed_ips" => peer.replace_allowed_ips = only_true(value)?,
-        "allowed_ip" => peer.allowed_ips.push(allowed_ip(value)?),
+        "allowed_ip" => {
+            // Nearly every peer has one: no room for four.
+            if peer.allowed_ips.is_empty() {
+                peer.allowed_ips.reserve_exact(1);
+            }
+            peer.allowed_ips.push(allowed_ip(value)?);
+        }
         "protocol_version" if value == "1" => {}
         _ => return Err(Errno::INVALID),
     }

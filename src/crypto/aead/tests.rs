@@ -9,6 +9,13 @@ impl Key {
     }
 }
 
+/// Where the processor can, the lanes pass their self-test and are used.
+#[test]
+fn what_is_fastest_is_chosen() {
+    let right = if lanes::supported() { Implementation::Lanes } else { Implementation::Scalar };
+    assert_eq!(implementation(), right);
+}
+
 fn sealed(counter: u64, text: &[u8]) -> Vec<u8> {
     let mut packet = text.to_vec();
     packet.resize(text.len() + TAG_LEN, 0);

@@ -3,10 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Ifma, MAX_LANES, Packet, Radix44, Tags, Vector, Width, run};
+use super::{BLOCK, Ifma, MAX_LANES, Packet, Radix44, Tags, Vector, Width, run, x25519};
 #[cfg(test)]
 use super::{
-    Multiply, Radix26,
+    Multiply, Radix26, brief,
     tests::{Case, Instance, vectors::parts},
 };
 
@@ -355,6 +355,19 @@ instances! {
     "avx2", Ymm<false>, Radix26<Ymm<false>>: seal_avx2, open_avx2, parts_avx2;
 }
 
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn multiply_8(pairs: &[x25519::Pair<'_>], bits: [u32; 4], products: &mut x25519::Products) {
+    x25519::run::<Zmm>(pairs, bits, products);
+}
+
+/// See [`super::multiply`] and [`x25519::run`].
+pub(super) fn multiply(pairs: &[x25519::Pair<'_>], bits: [u32; 4], products: &mut x25519::Products) {
+    if supported() {
+        // SAFETY: the processor has what `supported` asks for, which is more than this enables.
+        unsafe { multiply_8(pairs, bits, products) }
+    }
+}
+
 /// See [`super::seal`].
 pub(super) fn seal(width: Width, packets: &mut [Packet<'_, '_>], tags: &mut Tags) {
     if !supported() || packets.len() > width.lanes() {
@@ -391,31 +404,50 @@ pub(super) fn instances() -> Vec<Instance> {
         all.push(Instance {
             name: "avx2",
             lanes: 8,
+            longest: usize::MAX,
             // SAFETY: the processor has AVX2.
             seal: |packets, tags| unsafe { seal_avx2(packets, tags) },
             // SAFETY: as above.
             open: |packets, tags| unsafe { open_avx2(packets, tags) },
             // SAFETY: as above.
-            parts: |cases| unsafe { parts_avx2(cases) },
+            parts: Some(|cases| unsafe { parts_avx2(cases) }),
+        });
+        all.push(Instance {
+            name: "brief",
+            lanes: 1,
+            longest: brief::MAX,
+            seal: |packets, tags| brief_each(packets, tags, false),
+            open: |packets, tags| brief_each(packets, tags, true),
+            parts: None,
         });
     }
     if supported() {
         all.push(Instance {
             name: "8 lanes",
             lanes: 8,
+            longest: usize::MAX,
             seal: |packets, tags| seal(Width::Eight, packets, tags),
             open: |packets, tags| open(Width::Eight, packets, tags),
             // SAFETY: the processor has what `supported` asks for.
-            parts: |cases| unsafe { parts_8(cases) },
+            parts: Some(|cases| unsafe { parts_8(cases) }),
         });
         all.push(Instance {
             name: "16 lanes",
             lanes: 16,
+            longest: usize::MAX,
             seal: |packets, tags| seal(Width::Sixteen, packets, tags),
             open: |packets, tags| open(Width::Sixteen, packets, tags),
             // SAFETY: as above.
-            parts: |cases| unsafe { parts_16(cases) },
+            parts: Some(|cases| unsafe { parts_16(cases) }),
         });
     }
     all
+}
+
+/// One packet by `brief`.
+#[cfg(test)]
+fn brief_each(packets: &mut [Packet<'_, '_>], tags: &mut Tags, opens: bool) {
+    for (Packet { key, counter, text }, tag) in packets.iter_mut().zip(tags) {
+        *tag = brief::tag(key, *counter, text, opens);
+    }
 }

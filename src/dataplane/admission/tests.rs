@@ -276,3 +276,39 @@ fn queues_keep_priority_order_and_a_share_for_the_last() {
     assert!(served[..96].iter().all(|s| matches!(s.0, Class::Answer | Class::Unknown)));
     assert_eq!(queues.pop(), None);
 }
+
+#[test]
+fn while_more_comes_than_is_read_each_source_gets_a_cookie_once_a_second() {
+    let mut gate = loaded(at(0));
+    let cookies = |gate: &mut Admission<u32>, source, millis: std::ops::Range<u64>| {
+        millis.filter(|&n| initiation(gate, source, false, at(n)) == Verdict::Cookie).count()
+    };
+    assert_eq!(cookies(&mut gate, ATTACKER, 0..100), 100, "all that can be read are answered");
+    gate.set_behind(true);
+    assert_eq!(cookies(&mut gate, ATTACKER, 100..900), 1);
+    assert_eq!(initiation(&mut gate, ATTACKER, false, at(900)), Verdict::Drop(Drop::CookieRequired));
+    assert_eq!(
+        initiation(&mut gate, ATTACKER, true, at(900)),
+        Verdict::Queued(Class::Known),
+        "with a cookie"
+    );
+    assert_eq!(cookies(&mut gate, VICTIM, 900..901), 1, "another's were none of its own");
+    assert_eq!(cookies(&mut gate, ATTACKER, 1000..1900), 1, "and another in the next second");
+    gate.set_behind(false);
+    assert_eq!(cookies(&mut gate, ATTACKER, 1900..1940), 40);
+}
+
+#[test]
+fn so_many_sources_are_known_to_have_got_a_cookie() {
+    let mut gate = loaded(at(0));
+    gate.set_behind(true);
+    // Half as many as there is room for: sets of 8 rarely overflow.
+    let mut round = |now| {
+        (0..REPLIED / 2)
+            .filter(|&n| initiation(&mut gate, stranger(n), false, at(now)) == Verdict::Cookie)
+            .count()
+    };
+    assert_eq!(round(1), REPLIED / 2);
+    let again = round(2);
+    assert!(again < REPLIED / 20, "{again}");
+}

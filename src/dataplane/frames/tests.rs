@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::dataplane::handoff::{ToControl, ToWorker};
 use crate::dataplane::offload::packets::{Spec, noise};
 use crate::dataplane::worker::testing::*;
 use crate::noise::agreement::Policy;
@@ -227,7 +228,8 @@ fn requests_are_answered_in_their_suite_and_answers_never() {
         (ping[..15].to_vec(), Drop::FrameMalformed, None),
         (with(13, 1, ping.clone()), Drop::FrameMalformed, None),
         (with(16, 0xbf, ping.clone()), Drop::FrameMalformed, None),
-        (with(0, 0xb2, ping.clone()), Drop::FrameUnhandled, None),
+        (with(0, 0xaa, ping.clone()), Drop::FrameUnhandled, None),
+        (with(0, 0xb2, ping.clone()), Drop::FrameRefused, Some(8)),
         (with(0, 0xb1, ping), Drop::FrameUnhandled, None),
     ] {
         let said = say(&mut bench, &mut remote, CHACHA, &frame);
@@ -303,4 +305,253 @@ fn a_key_that_is_used_up_goes_on_in_the_other_suite_without_loss() {
     assert_eq!(suites, [AES, AES, AES, AES, CHACHA, CHACHA]);
     assert_eq!(begins, [0, 1, 0, 0, 0, 0], "a new handshake is asked for, once");
     bench.assert_drops(&[]);
+}
+
+/// A packet, plain and in a frame, both families, and every other frame; then what joining takes.
+#[test]
+fn the_key_of_an_invite_carries_nothing_but_what_is_for_joining() {
+    let mut bench =
+        Bench::with(&Options { policy: Policy { hello: false, aes: true }, ..Options::default() });
+    let mut remote = bench.stranger(2);
+    let (done, acknowledged) = crossbeam_channel::bounded(1);
+    bench.control(ToWorker::RemovePeer(remote.id, done));
+    acknowledged.try_recv().unwrap();
+    bench.control(ToWorker::AddTemporary(remote.id));
+    bench.install(&remote, crate::noise::Role::Responder);
+    drain(&bench.wire);
+    let v4 = Spec { hosts: (2, 1), ..Spec::default() }.packet();
+    let v6 = Spec { hosts: (2, 1), v6: true, ..Spec::default() }.packet();
+    let framed = |packet: &[u8]| {
+        let mut body = vec![0xa1, 0x00, 0x59];
+        body.extend((packet.len() as u16).to_be_bytes());
+        body.extend(packet);
+        let mut frame = vec![Operation::VpnSend as u8, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        frame.extend((body.len() as u32).to_le_bytes());
+        frame.extend(body);
+        frame
+    };
+    let refused = [
+        v4.clone(),
+        v6.clone(),
+        framed(&v4),
+        framed(&v6),
+        frame::ping(7, b"x", 1).to_vec(),
+        request(8, "phone").to_vec(),
+        lease::disconnect(0, 9, 0).to_vec(),
+    ];
+    for payload in &refused {
+        assert_eq!(say(&mut bench, &mut remote, CHACHA, payload), [], "{payload:02x?}");
+        bench.assert_drops(&[(Drop::TemporaryPeer, 1)]);
+    }
+    assert_eq!(drain(&bench.tun), [[0_u8; 0]; 0]);
+    assert_eq!(wishes(&mut bench), [""; 0]);
+    // HELLO is answered, and what it opens stays what every peer opens.
+    let said = say(&mut bench, &mut remote, CHACHA, &Hello { aes: true }.write(true));
+    assert_eq!(operations(&said), [(CHACHA, Operation::Hello)]);
+    assert_eq!(Hello::read(Frame::parse(&said[0].1).unwrap().body), Some(Hello { aes: false }));
+    let enroll = Enroll { own: crate::types::PublicKey([3; 32]), proof: [4; 32] };
+    assert_eq!(say(&mut bench, &mut remote, CHACHA, &enroll.write(77)), []);
+    let claims: Vec<_> = bench
+        .requests
+        .try_iter()
+        .filter_map(|request| match request {
+            Request::Enroll(claim) => Some((claim.peer, claim.index, claim.stream_id, claim.enroll)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(claims, [(remote.id, remote.keys.index, 77, enroll)]);
+    bench.assert_drops(&[]);
+    // Thirty seconds after its handshake the session opens nothing, and nobody begins another.
+    later(&mut bench, 30_001);
+    let message = remote.keys.seal_next_in(CHACHA, &enroll.write(78));
+    bench.deliver(message, remote.endpoint());
+    bench.assert_drops(&[(Drop::KeypairExpired, 1)]);
+    assert_eq!(drain(&bench.wire), [[0_u8; 0]; 0]);
+    assert!(bench.requests.try_iter().all(|request| !matches!(request, Request::Enroll(_))));
+}
+
+/// An ordinary peer's ENROLL goes nowhere.
+#[test]
+fn a_peer_has_nothing_to_join() {
+    let (mut bench, mut remote) = gateway();
+    let enroll = Enroll { own: crate::types::PublicKey([3; 32]), proof: [4; 32] };
+    assert_eq!(say(&mut bench, &mut remote, CHACHA, &enroll.write(77)), []);
+    bench.assert_drops(&[(Drop::FrameUnhandled, 1)]);
+}
+
+/// What the control thread was asked for.
+fn wishes(bench: &mut Bench) -> Vec<String> {
+    let mut found = Vec::new();
+    for told in bench.told() {
+        let ToControl::Asked(Asked { stream_id, what, .. }) = told else { continue };
+        found.push(match what {
+            Wish::Addresses(request) => format!("{stream_id} addresses {}", request.hostname),
+            Wish::Disconnect => format!("{stream_id} disconnect"),
+            Wish::Enrol(own, verdict) => format!("{stream_id} {own:?} {verdict:?}"),
+        });
+    }
+    found
+}
+
+fn request(stream_id: u32, name: &str) -> Bytes {
+    let hostname = arrayvec::ArrayString::from(name).unwrap();
+    AddrRequest { hostname, ..AddrRequest::default() }.write(0, stream_id)
+}
+
+#[test]
+fn requests_go_to_control_and_answers_come_back_in_the_session() {
+    let (mut bench, mut remote) = gateway();
+    assert_eq!(say(&mut bench, &mut remote, CHACHA, &request(5, "phone")), []);
+    assert_eq!(wishes(&mut bench), ["5 addresses phone"]);
+    let answer = vec![0x77; 1000];
+    bench.control(ToWorker::Frame(remote.id, CHACHA, answer.clone().into()));
+    let heard = heard(&bench, &remote);
+    assert_eq!((heard.len(), &heard[0].1[..1000]), (1, &answer[..]));
+    // For a peer that is not there any more.
+    let gone = crate::types::PeerId { generation: 7, ..remote.id };
+    bench.control(ToWorker::Frame(gone, CHACHA, answer.into()));
+    assert_eq!(self::heard(&bench, &remote), []);
+    // A body that is none is answered here.
+    let mut bad = lease::disconnect(0, 6, 0).to_vec();
+    bad[16] = 0xa0;
+    bad[12] = 1;
+    let said = say(&mut bench, &mut remote, CHACHA, &bad);
+    assert_eq!(operations(&said), [(CHACHA, Operation::Problem)]);
+    assert_eq!(wishes(&mut bench), Vec::<String>::new());
+    bench.assert_drops(&[(Drop::FrameRefused, 1)]);
+}
+
+#[test]
+fn what_control_has_no_room_for_is_dropped_and_may_be_said_again() {
+    let (mut bench, mut remote) = gateway();
+    // That it is there.
+    assert_eq!(bench.told().len(), 1);
+    let room = crate::dataplane::handoff::ASKED_QUEUE as u64;
+    for _ in 0..room {
+        say(&mut bench, &mut remote, CHACHA, &request(5, ""));
+        later(&mut bench, 100);
+    }
+    bench.assert_drops(&[]);
+    say(&mut bench, &mut remote, CHACHA, &lease::disconnect(0, 6, 0));
+    bench.assert_drops(&[(Drop::ControlFull, 1)]);
+    assert_eq!(wishes(&mut bench).len() as u64, room);
+    // It was not heard, so the session goes on.
+    say(&mut bench, &mut remote, CHACHA, &lease::disconnect(0, 7, 0));
+    assert_eq!(wishes(&mut bench), ["7 disconnect"]);
+}
+
+#[test]
+fn after_a_disconnect_nothing_of_that_keypair_counts() {
+    let (mut bench, mut remote) = gateway();
+    say(&mut bench, &mut remote, CHACHA, &lease::disconnect(0, 1, 0));
+    for frame in [request(2, ""), lease::disconnect(0, 3, 0)] {
+        say(&mut bench, &mut remote, CHACHA, &frame);
+        bench.assert_drops(&[(Drop::FrameStale, 1)]);
+    }
+    assert_eq!(wishes(&mut bench), ["1 disconnect"]);
+    let mut old = std::mem::replace(&mut remote.keys, Keys::new(93, crate::types::WorkerId(0), 1));
+    bench.install(&remote, crate::noise::Role::Initiator);
+    drain(&bench.wire);
+    say(&mut bench, &mut remote, CHACHA, &request(4, ""));
+    assert_eq!(wishes(&mut bench), ["4 addresses "]);
+    // Nor does anything of a keypair that a newer one has replaced.
+    for frame in [request(5, ""), lease::disconnect(0, 6, 0)] {
+        let message = old.seal(&frame);
+        bench.deliver(message, remote.endpoint());
+        bench.assert_drops(&[(Drop::FrameStale, 1)]);
+    }
+    assert_eq!(wishes(&mut bench), Vec::<String>::new());
+}
+
+/// A packet in a frame of this operation.
+fn framed(operation: Operation, packet: &[u8]) -> Vec<u8> {
+    let length = (packet.len() as u16).to_be_bytes();
+    let body = [&[0xa1, 0x00, 0x59][..], &length, packet].concat();
+    let mut frame = vec![operation as u8, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    frame.extend((body.len() as u32).to_le_bytes());
+    frame.extend(body);
+    frame
+}
+
+#[test]
+fn a_packet_in_a_frame_passes_the_same_checks_once() {
+    let (mut bench, mut remote) = gateway();
+    let packet = Spec { hosts: (2, 1), ..Spec::default() }.packet();
+    let stranger = Spec { hosts: (3, 1), ..Spec::default() }.packet();
+    for operation in [Operation::VpnSend, Operation::VpnReceive] {
+        // No limit of frames: it is a packet.
+        for _ in 0..30 {
+            assert_eq!(say(&mut bench, &mut remote, CHACHA, &framed(operation, &packet)), []);
+            let written = drain(&bench.tun);
+            assert_eq!(written.len(), 1);
+            assert_eq!(written[0][crate::wire::virtio::LEN..], packet);
+        }
+        for (frame, reason) in [
+            (framed(operation, &stranger), Drop::SourceNotAllowed),
+            (framed(operation, &framed(operation, &packet)), Drop::InnerMalformed),
+            (framed(operation, &request(1, "")), Drop::InnerMalformed),
+            (framed(operation, &packet[..packet.len() - 1]), Drop::InnerMalformed),
+            (framed(operation, &[]), Drop::InnerMalformed),
+            (framed(operation, &packet)[..40].to_vec(), Drop::FrameMalformed),
+        ] {
+            say(&mut bench, &mut remote, CHACHA, &frame);
+            bench.assert_drops(&[(reason, 1)]);
+        }
+        assert_eq!((drain(&bench.tun).len(), wishes(&mut bench).len()), (0, 0));
+    }
+}
+
+#[test]
+fn only_who_speaks_in_frames_hears_of_the_end_and_of_lost_packets() {
+    let (mut bench, mut remote) = gateway();
+    let farewell = || ToWorker::Farewell(frame::problem(0, Code::TunnelDown).as_slice().into());
+    bench.control(farewell());
+    assert_eq!(heard(&bench, &remote), [], "a standard peer");
+    say(&mut bench, &mut remote, CHACHA, &frame::ping(1, b"", 0));
+    bench.control(farewell());
+    let codes = |bench: &Bench, remote: &Remote| -> Vec<_> {
+        let problems = heard(bench, remote).into_iter().filter_map(|(_, text)| {
+            let problem = Problem::read(Frame::parse(&text).ok()?.body)?;
+            Some((problem.code, problem.lost))
+        });
+        problems.collect()
+    };
+    assert_eq!(codes(&bench, &remote), [(2, None)]);
+    // Without keys packets wait, and more than wait are lost.
+    bench.control(ToWorker::ClearKeys(remote.id));
+    let staged = crate::noise::peer_session::MAX_STAGED as u32;
+    for n in 0..staged + 3 {
+        bench.read(&Spec { hosts: (1, 2), seq: n, ..Spec::default() }.read(0));
+        bench.turn();
+    }
+    bench.assert_drops(&[(Drop::StagedOverflow, 3)]);
+    remote.keys = Keys::new(94, crate::types::WorkerId(0), 1);
+    bench.install(&remote, crate::noise::Role::Initiator);
+    // What waited, in runs. It has not spoken in this session: it is told of nothing.
+    assert!(drain(&bench.wire).iter().all(|sent| sent.len() % 32 == 0));
+    let said = say(&mut bench, &mut remote, CHACHA, &Hello { aes: false }.write(true));
+    assert_eq!(operations(&said), [(CHACHA, Operation::Problem), (CHACHA, Operation::Hello)]);
+    let problem = Problem::read(Frame::parse(&said[0].1).unwrap().body).unwrap();
+    assert_eq!((problem.code, problem.lost), (3, Some(3)));
+    later(&mut bench, 2000);
+    let answers = say(&mut bench, &mut remote, CHACHA, &Hello { aes: false }.write(true));
+    assert_eq!(operations(&answers), [(CHACHA, Operation::Hello)], "told once");
+}
+
+#[test]
+fn a_client_hears_of_packets_that_could_not_be_sent_once_it_can_be_told() {
+    let (mut bench, mut remote) = gateway();
+    say(&mut bench, &mut remote, CHACHA, &frame::ping(1, b"", 0));
+    // A family that this host has no socket for.
+    bench.control(ToWorker::SetEndpoint(remote.id, "[::1]:7".parse().unwrap()));
+    bench.read(&Spec { hosts: (1, 2), ..Spec::default() }.read(0));
+    bench.turn();
+    bench.assert_drops(&[(Drop::NoSocket, 2)]);
+    bench.control(ToWorker::SetEndpoint(remote.id, remote.endpoint().remote));
+    assert_eq!(operations(&heard(&bench, &remote)), [], "not so soon after it was tried");
+    later(&mut bench, 10_000);
+    let said = say(&mut bench, &mut remote, CHACHA, &Hello { aes: false }.write(true));
+    assert_eq!(operations(&said), [(CHACHA, Operation::Problem), (CHACHA, Operation::Hello)]);
+    let problem = Problem::read(Frame::parse(&said[0].1).unwrap().body).unwrap();
+    assert_eq!((problem.code, problem.lost), (3, Some(2)), "the packet, and the word that it was lost");
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
 
 use super::super::allowed_ips::AllowedIps;
-use super::super::handoff::{Bell, RequestLink, worker_channels};
+use super::super::handoff::{AskedLink, Bell, RequestLink, worker_channels};
 use super::super::offload::switches::Switches;
 use super::super::peers::Peers;
 use super::super::worker::Parts;
@@ -47,6 +47,7 @@ impl Bench {
             id: WorkerId(0),
             workers: vec![link],
             requests,
+            asked: AskedLink::new().0,
             index_key,
             limits: Limits::PAPER,
             policy: Policy::default(),
@@ -68,6 +69,7 @@ impl Bench {
                 send: Secret([9; 32]),
                 recv: KEY,
                 third: Secret([8; 32]),
+                transcript: Secret([0; 32]),
                 local_index: index,
                 remote_index: 1,
                 role: Role::Initiator,

@@ -15,6 +15,7 @@ use crate::types::Source;
 pub mod busy_poll;
 pub mod depth;
 pub mod direct;
+mod linger;
 pub mod patience;
 pub mod poll;
 pub mod recvmsg;
@@ -131,6 +132,8 @@ pub struct IoCounters {
     pub busy_polls: u64,
     /// Of these, how many found something before they would have slept.
     pub busy_poll_hits: u64,
+    /// Waits that let small packets gather.
+    pub lingers: u64,
     /// Completions handled, or what poll(2) found done: receives, wakes, targets that became writable.
     pub completions: u64,
     /// Turns of a target that ended for want of a slot (ENOBUFS) and go on with the next wait.

@@ -31,6 +31,7 @@ use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, SubmissionQueue, cqueue, opcode, squeue};
 
 use super::busy_poll::{BUSY_POLL, BusyPoll};
+use super::linger::{Brought, LINGER, Linger};
 use super::{Event, Family, Fds, Io, IoCounters, SLOT_SIZE, TARGETS, Target, direct, lane_of, patience};
 use crate::sys::eventfd::EventFd;
 
@@ -52,6 +53,10 @@ const ENTRIES: u32 = 32;
 /// Teardown: how often and how long to wait for the last completions.
 const DRAIN_TURNS: u32 = 50;
 const DRAIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// Completions that [`LINGER`] does not bring: the time ends that wait. (What is known of by task work, as a packet for
+/// a multishot receive is, becomes completions only when somebody waits no longer.)
+const MORE_THAN_COME: usize = 1024;
 
 /// Sizes and choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +123,7 @@ pub struct Ring {
     uring: IoUring,
     state: State,
     busy_poll: BusyPoll,
+    linger: Linger,
     mode: Mode,
 }
 
@@ -176,7 +182,13 @@ impl Ring {
             fatal: None,
             receive_slots: options.receive_slots,
         };
-        Ok(Self { uring, state, busy_poll: BusyPoll::new(options.busy_poll), mode: Mode::default() })
+        Ok(Self {
+            uring,
+            state,
+            busy_poll: BusyPoll::new(options.busy_poll),
+            linger: Linger::default(),
+            mode: Mode::default(),
+        })
     }
 
     /// Makes a ring with a lane, as a worker does, and takes it down: whether this process may have one.
@@ -212,8 +224,9 @@ impl Ring {
         hit
     }
 
-    /// Submits, and sleeps if there is time and nothing to collect. Yields how long it slept.
-    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<Duration> {
+    /// Submits, and if there is time and nothing to collect sleeps until `want` completions are there. Yields how long
+    /// it slept.
+    fn enter(&mut self, timeout: Option<Duration>, want: usize) -> io::Result<Duration> {
         let mut sleep = timeout != Some(Duration::ZERO) && self.uring.completion().is_empty();
         if sleep && self.poll_awake(timeout) {
             sleep = false;
@@ -230,9 +243,9 @@ impl Ring {
         let submitter = self.uring.submitter();
         let result = match timeout {
             Some(timeout) if sleep => {
-                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&Timespec::from(timeout)))
+                submitter.submit_with_args(want, &SubmitArgs::new().timespec(&Timespec::from(timeout)))
             }
-            None if sleep => submitter.submit_and_wait(1),
+            None if sleep => submitter.submit_and_wait(want),
             _ => submitter.submit(),
         };
         let slept = begin.map_or(Duration::ZERO, |begin| begin.elapsed());
@@ -275,7 +288,7 @@ impl Ring {
             if !self.state.in_flight() {
                 return true;
             }
-            let _ = self.enter(Some(DRAIN_PAUSE));
+            let _ = self.enter(Some(DRAIN_PAUSE), 1);
             self.collect(&mut late);
             late.clear();
         }
@@ -290,9 +303,21 @@ impl Io for Ring {
         }
         self.state.prepare(&mut self.uring.submission(), false);
         let lanes = self.state.lanes.iter().flatten();
-        let slept = self.enter(patience::bound(timeout, lanes.map(|lane| &lane.patience)))?;
+        let timeout = patience::bound(timeout, lanes.map(|lane| &lane.patience));
+        let exhausted = self.state.counters.buffers_exhausted;
+        let lingers = self.linger.is_due() && timeout != Some(Duration::ZERO);
+        let slept = if lingers {
+            self.state.counters.lingers += 1;
+            self.enter(Some(timeout.map_or(LINGER, |timeout| timeout.min(LINGER))), MORE_THAN_COME)?
+        } else {
+            self.enter(timeout, 1)?
+        };
         self.mode = Mode::after(slept);
+        let before = events.len();
         self.collect(events);
+        let more = self.state.counters.buffers_exhausted > exhausted;
+        let came = events.get(before..).unwrap_or_default();
+        self.linger.look(Brought::of(slept, came, more), lingers);
         self.state.fatal.take().map_or(Ok(()), Err)
     }
 

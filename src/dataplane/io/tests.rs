@@ -12,7 +12,7 @@ use socket2::{Domain, SockRef};
 use super::*;
 use crate::sys::eventfd::EventFd;
 use crate::sys::socket::{send, set_gro, set_receive_info};
-use crate::sys::testing::ip;
+use crate::sys::testing::{eventually, ip};
 use crate::sys::tun::{self, OpenFlags, VNET_HEADER_LEN};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -525,11 +525,18 @@ pub(crate) fn reads_pauses_and_ends<S: Subject>(make: impl Fn(Fds<'_>) -> S) {
 }
 
 pub(crate) fn the_device_goes_with_the_io<S: Subject>() {
+    let is_there = || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("rwt0");
+    let mut late = 0;
     for _ in 0..10 {
         let (tun, wake) = (tun(), wake());
         let mut io = S::make(Fds { tun: Some(tun.as_fd()), v4: None, v6: None, wake: wake.as_fd() }, 2, 4);
         assert!(io.wait(Some(Duration::ZERO), &mut Vec::new()).is_ok());
         drop((io, tun));
-        assert!(!std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().contains("rwt0"));
+        if is_there() {
+            // A program that another test starts has all our descriptors until it is another program.
+            late += 1;
+            eventually(|| (!is_there()).then_some(()));
+        }
     }
+    assert!(late <= 3, "{late} of 10 were late");
 }

@@ -7,6 +7,7 @@ use crossbeam_channel::bounded;
 
 use super::testing::*;
 use super::*;
+use crate::dataplane::handoff::SessionChange;
 use crate::dataplane::offload::packets::Spec;
 use crate::noise::Role;
 use crate::types::{Endpoint, Prefix, Source};
@@ -314,4 +315,69 @@ fn a_run_is_sealed_before_its_keypair_is_replaced() {
         remote.keys.open(&sent[1]);
         bench.assert_drops(&[]);
     }
+}
+
+#[test]
+fn control_hears_who_comes_moves_and_goes_from_the_session_itself() {
+    let mut bench = Bench::udp();
+    let mut stranger = bench.stranger(2);
+    assert_eq!(bench.news(), [], "an endpoint by hand is no session");
+    let home = stranger.endpoint().remote;
+    // A responder's keypair proves nothing before a message in it.
+    bench.install(&stranger, Role::Responder);
+    assert_eq!(bench.news(), []);
+    let message = stranger.keys.seal(&from(2));
+    bench.deliver(message, stranger.endpoint());
+    assert_eq!(bench.news(), [(stranger.id, SessionChange::Connected(home))]);
+    let away = Endpoint::new("192.0.2.7:7".parse().unwrap());
+    for _ in 0..2 {
+        let message = stranger.keys.seal(&from(2));
+        bench.deliver(message, away);
+    }
+    assert_eq!(bench.news(), [(stranger.id, SessionChange::Moved(away.remote))]);
+    bench.control(ToWorker::ClearKeys(stranger.id));
+    assert_eq!(bench.news(), [(stranger.id, SessionChange::Disconnected)]);
+    // A renewal is no coming.
+    let mut other = bench.peer(3);
+    assert_eq!(bench.news(), [(other.id, SessionChange::Connected(other.endpoint().remote))]);
+    renew(&mut other, 60);
+    bench.install(&other, Role::Initiator);
+    assert_eq!(bench.news(), []);
+    // By itself, at the keypair's end, and not before.
+    let now = clock::boottime();
+    let limits = *bench.worker.core.limits;
+    let over = |bench: &mut Bench, after: Duration| {
+        bench.worker.core.now = bench.worker.core.now.max(now + after);
+        bench.worker.timers();
+        bench.worker.core.tell_news();
+        bench.news()
+    };
+    assert_eq!(over(&mut bench, limits.reject_after_time - Duration::from_secs(1)), []);
+    assert_eq!(
+        over(&mut bench, limits.reject_after_time + Duration::from_secs(1)),
+        [(other.id, SessionChange::Disconnected)]
+    );
+}
+
+#[test]
+fn who_is_removed_goes_and_nothing_that_lasts_is_lost_for_want_of_room() {
+    let mut bench = Bench::wire();
+    let remote = bench.peer(2);
+    let connected = SessionChange::Connected(remote.endpoint().remote);
+    assert_eq!(bench.news(), [(remote.id, connected)]);
+    // No room but for requests.
+    let asked = bench.worker.core.asked.clone();
+    let other = PeerId { slot: 77, ..remote.id };
+    while asked.tell(other, SessionChange::Disconnected) {}
+    bench.control(ToWorker::ClearKeys(remote.id));
+    assert!(bench.news().iter().all(|(id, _)| *id == other));
+    bench.turn();
+    assert_eq!(bench.news(), [(remote.id, SessionChange::Disconnected)]);
+    bench.install(&remote, Role::Initiator);
+    assert_eq!(bench.news(), [(remote.id, connected)]);
+    while asked.tell(other, SessionChange::Disconnected) {}
+    remove(&mut bench, remote.id);
+    bench.news();
+    bench.turn();
+    assert_eq!(bench.news(), [(remote.id, SessionChange::Disconnected)]);
 }

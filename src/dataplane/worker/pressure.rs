@@ -109,6 +109,8 @@ fn a_packet_of_more_segments_than_fit_the_buffers_goes_on_where_it_stopped() {
         |len: usize| opened.iter().filter(move |(_, text)| text.len() == len).map(|(_, text)| sequence(text));
     assert!(sequences(80).eq((0..SEGMENTS as u32).map(|n| n * SMALL as u32)));
     assert!(sequences(MTU).eq((0..40 * (BEFORE + 1)).map(|n| n * SIZE as u32)), "nor is the rest lost");
+    let counters = bench.counters();
+    assert_eq!(counters.tun_read_sizes.sum(), counters.tun_read_segments, "each read counts once");
     bench.assert_drops(&[]);
 }
 

@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use socket2::{Domain, Socket, Type};
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::crypto::aead::{self, Key, Span};
 use crate::crypto::hash::hkdf_sha256;
 use crate::dataplane::allowed_ips::AllowedIps;
-use crate::dataplane::handoff::{Bell, worker_channels};
+use crate::dataplane::handoff::{AskedLink, Bell, SessionChange, ToControl, worker_channels};
 use crate::dataplane::io::{Datagrams, IoCounters};
 use crate::dataplane::offload::coalesce::Config;
 use crate::noise::{NewKeypair, Role};
@@ -130,6 +131,8 @@ pub(crate) struct Bench {
     pub(crate) wire: Socket,
     pub(crate) link: WorkerLink,
     pub(crate) requests: Receiver<Request>,
+    /// Of the first worker, for all.
+    pub(crate) asked: Option<mpsc::Receiver<ToControl>>,
     pub(crate) slots: Arena,
     udp: bool,
 }
@@ -155,6 +158,8 @@ impl Bench {
         let bell = || Bell::new(EventFd::new().unwrap());
         let (links, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| worker_channels(bell())).unzip();
         let (request_link, requests) = RequestLink::new(bell());
+        let (asked_link, asked) = AskedLink::new();
+        let mut asked = Some(asked);
         let switches = Switches::default();
         let build = |(id, inbox): (u16, WorkerInbox)| {
             let (tun, tun_far) = pair(400_000);
@@ -166,6 +171,7 @@ impl Bench {
                 id: WorkerId(id),
                 workers: links.clone(),
                 requests: request_link.clone(),
+                asked: asked_link.clone(),
                 index_key: INDEX_KEY,
                 limits: options.limits,
                 policy: options.policy,
@@ -188,6 +194,7 @@ impl Bench {
                 wire: wire_far,
                 link: links[usize::from(id)].clone(),
                 requests: requests.clone(),
+                asked: asked.take(),
                 slots: Arena::new(64, 66_000).unwrap(),
                 udp: options.udp,
             }
@@ -319,6 +326,18 @@ impl Bench {
         self.worker.core.counters.drops = crate::metrics::drops::Drops::default();
     }
 
+    /// What the first worker told control since the last call, for all.
+    pub(crate) fn told(&mut self) -> Vec<ToControl> {
+        let asked = self.asked.as_mut().unwrap();
+        std::iter::from_fn(|| asked.try_recv().ok()).collect()
+    }
+
+    /// What it told of sessions; what clients asked for is gone as well.
+    pub(crate) fn news(&mut self) -> Vec<(PeerId, SessionChange)> {
+        let news = |told| if let ToControl::Session(id, change) = told { Some((id, change)) } else { None };
+        self.told().into_iter().filter_map(news).collect()
+    }
+
     /// Requests to the handshake thread so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.try_iter().collect()
@@ -371,7 +390,9 @@ impl Keys {
     pub(crate) fn keypair(&self, role: Role) -> NewKeypair {
         let (send, recv) = (self.secret(false), self.secret(true));
         let third = self.third();
-        NewKeypair { send, recv, third, local_index: self.index, remote_index: self.remote_index, role }
+        let transcript = Secret([0; 32]);
+        let (local_index, remote_index) = (self.index, self.remote_index);
+        NewKeypair { send, recv, third, transcript, local_index, remote_index, role }
     }
 
     /// A transport message to the worker, padded, with the next counter.

@@ -90,7 +90,7 @@ fn a_super_packet_becomes_one_send() {
         let counters = bench.counters();
         assert_eq!((counters.tun_reads, counters.tun_read_segments, counters.sends), (1, 44, 1));
         assert_eq!(counters.tx_packets, 44);
-        assert_eq!(counters.send_sizes, sizes(&[44]));
+        assert_eq!((&counters.send_sizes, &counters.tun_read_sizes), (&sizes(&[44]), &sizes(&[44])));
         bench.assert_drops(&[]);
     }
     assert_eq!(bench.slots.free(), 64, "every slot came back");
@@ -130,7 +130,7 @@ fn a_run_is_written_as_one_super_packet() {
     let counters = bench.counters();
     assert_eq!((counters.receives, counters.tun_writes, counters.tun_written_segments), (1, 1, 20));
     assert_eq!((counters.rx_packets, counters.rx_bytes), (20, run.concat().len() as u64));
-    assert_eq!(counters.receive_sizes, sizes(&[20]));
+    assert_eq!((&counters.receive_sizes, &counters.tun_write_sizes), (&sizes(&[20]), &sizes(&[20])));
     bench.assert_drops(&[]);
     assert_eq!(bench.slots.free(), 64, "every slot came back");
 }

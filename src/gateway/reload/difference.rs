@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{Forwarding, Gateway, Log, Metrics, Peer};
+use crate::config::{Gateway, Log, Peer, Store};
 use crate::control::reload::{Change, PeerDifference, SettingDifference};
 use crate::types::PublicKey;
 
@@ -11,27 +11,40 @@ type Key = (&'static str, fn(&Gateway) -> String);
 
 /// What a running gateway follows without touching a peer.
 const FOLLOWED: &[Key] = &[
+    ("addresses", |file| list(&file.addresses)),
     ("mtu", |file| file.mtu.to_string()),
     ("listen_port", |file| file.listen_port.to_string()),
     ("fwmark", |file| format!("{:#x}", file.fwmark.0)),
     ("queue_length", |file| file.queue_length.to_string()),
+    ("forwarding.enabled", |file| file.forwarding.enabled.to_string()),
     ("forwarding.interfaces", |file| list(&file.forwarding.interfaces)),
     ("forwarding.masquerade", |file| file.forwarding.masquerade.to_string()),
     ("forwarding.client_to_client", |file| file.forwarding.client_to_client.to_string()),
     ("forwarding.mss_clamp", |file| file.forwarding.mss_clamp.to_string()),
     ("services.tcp", |file| list(&file.services.tcp)),
     ("services.udp", |file| list(&file.services.udp)),
+    ("metrics.listen", |file| word(&file.metrics.listen)),
+    ("metrics.per_peer", |file| file.metrics.per_peer.to_string()),
     ("offload.tun_read", |file| file.offload.tun_read.to_string()),
     ("offload.tun_write", |file| file.offload.tun_write.to_string()),
     ("offload.udp_send", |file| file.offload.udp_send.to_string()),
     ("offload.udp_receive", |file| file.offload.udp_receive.to_string()),
     ("log.level", |file| word(&file.log.level)),
+    ("store.history", |file| file.store.history.to_string()),
+    ("clients.endpoint", |file| file.clients.endpoint.as_ref().map(ToString::to_string).unwrap_or_default()),
+    ("clients.dns", |file| list(&file.clients.dns)),
+    ("clients.search", |file| list(&file.clients.search)),
+    ("clients.allowed_ips", |file| file.clients.allowed_ips.to_string()),
+    ("clients.excluded", |file| list(&file.clients.excluded)),
+    ("clients.keepalive", |file| file.clients.keepalive.to_string()),
+    ("clients.mtu", |file| file.clients.mtu.to_string()),
+    // Pools as a whole.
+    ("pool", |file| list(&file.pool)),
 ];
 
 /// What is made once: [`keep`] holds on to it.
 const FIXED: &[Key] = &[
     ("interface", |file| file.interface.to_string()),
-    ("addresses", |file| list(&file.addresses)),
     ("private_key_file", |file| file.private_key_file.display().to_string()),
     ("workers", |file| word(&file.workers)),
     ("cores", |file| list(&file.cores)),
@@ -40,10 +53,9 @@ const FIXED: &[Key] = &[
     ("aead", |file| word(&file.aead)),
     ("aes", |file| word(&file.aes)),
     ("user", |file| file.user.clone()),
-    ("forwarding.enabled", |file| file.forwarding.enabled.to_string()),
-    ("metrics.listen", |file| word(&file.metrics.listen)),
-    ("metrics.per_peer", |file| file.metrics.per_peer.to_string()),
     ("log.format", |file| word(&file.log.format)),
+    ("admin.group", |file| file.admin.group.clone()),
+    ("store.path", |file| file.store.path.display().to_string()),
 ];
 
 fn list<T: ToString>(values: &[T]) -> String {
@@ -97,7 +109,6 @@ impl Difference {
 pub(super) fn keep(old: &Gateway, new: Gateway) -> Gateway {
     Gateway {
         interface: old.interface.clone(),
-        addresses: old.addresses.clone(),
         // 0 is for a start: a port that works is not given up for any other.
         listen_port: if new.listen_port == 0 { old.listen_port } else { new.listen_port },
         private_key_file: old.private_key_file.clone(),
@@ -108,9 +119,9 @@ pub(super) fn keep(old: &Gateway, new: Gateway) -> Gateway {
         aead: old.aead,
         aes: old.aes,
         user: old.user.clone(),
-        forwarding: Forwarding { enabled: old.forwarding.enabled, ..new.forwarding },
-        metrics: Metrics { ..old.metrics },
         log: Log { format: old.log.format, ..new.log },
+        store: Store { path: old.store.path.clone(), ..new.store },
+        admin: old.admin.clone(),
         ..new
     }
 }
@@ -164,6 +175,8 @@ fn differing_keys(old: &Peer, new: &Peer, other_secret: bool) -> Vec<String> {
         ("allowed_ips", prefixes(old) != prefixes(new)),
         ("endpoint", old.endpoint != new.endpoint),
         ("keepalive", old.keepalive != new.keepalive),
+        ("group", old.group != new.group),
+        ("pool", old.pool != new.pool),
     ]
     .iter()
     .filter(|(_, differs)| *differs)
@@ -207,6 +220,8 @@ mod tests {
                 keys.insert(format!("{section}{key}"));
             }
         }
+        // Its sections are examples.
+        keys.insert("pool".to_owned());
         let known: BTreeSet<_> =
             [FOLLOWED, FIXED].concat().iter().map(|(key, _)| (*key).to_owned()).collect();
         assert_eq!(keys, known);
@@ -214,10 +229,9 @@ mod tests {
 
     #[test]
     fn each_fixed_key_is_told_and_stays() {
-        let new = "interface = \"wg7\"\naddresses = [\"100.64.0.1/10\"]\nprivate_key_file = \"/k\"\nworkers = 3\n\
+        let new = "interface = \"wg7\"\nprivate_key_file = \"/k\"\nworkers = 3\n\
                    cores = [0]\nbusy_poll = 7\nio = \"poll\"\naead = \"scalar\"\naes = \"off\"\nuser = \"u\"\n\
-                   forwarding.enabled = false\nmetrics.listen = \"off\"\n\
-                   metrics.per_peer = true\nlog.format = \"json\"";
+                   log.format = \"json\"\nadmin.group = \"g\"\nstore.path = \"/s\"";
         let found = between("", new);
         let told: Vec<_> = found.restart.iter().map(|one| one.key.as_str()).collect();
         assert_eq!(told, FIXED.iter().map(|(key, _)| *key).collect::<Vec<_>>());
@@ -227,19 +241,24 @@ mod tests {
 
     #[test]
     fn each_followed_key_is_told_and_taken() {
-        let new = "mtu = 1400\nlisten_port = 7\nfwmark = 81\nqueue_length = 9\n\
-                   [forwarding]\ninterfaces = [\"eth0\"]\nmasquerade = false\n\
+        let new = "addresses = [\"100.65.0.1/16\"]\nmtu = 1400\nlisten_port = 7\nfwmark = 81\nqueue_length = 9\n\
+                   [forwarding]\nenabled = false\ninterfaces = [\"eth0\"]\nmasquerade = false\n\
                    client_to_client = true\nmss_clamp = false\n\
                    [services]\ntcp = [53]\nudp = [53, 54]\n\
+                   [metrics]\nlisten = \"off\"\nper_peer = true\n\
                    [offload]\ntun_read = false\ntun_write = false\nudp_send = false\nudp_receive = false\n\
-                   [log]\nlevel = \"warn\"";
-        let found = between("", new);
+                   [log]\nlevel = \"warn\"\n[store]\nhistory = 0\n[clients]\nendpoint = \"vpn.example.org\"\n\
+                   dns = [\"100.64.0.1\"]\nsearch = [\"example.org\"]\nallowed_ips = [\"10.0.0.0/8\"]\n\
+                   excluded = [\"10.1.0.0/16\"]\nkeepalive = 0\nmtu = 1280\n\
+                   [[pool]]\nname = \"p\"\nipv4 = [\"100.64.0.0/24\"]\ndrain = true";
+        let old = "[[pool]]\nname = \"p\"\nipv4 = [\"100.64.0.0/24\"]";
+        let found = between(old, new);
         let told: Vec<_> = found.settings.iter().map(|one| one.key.as_str()).collect();
         assert_eq!(told, FOLLOWED.iter().map(|(key, _)| *key).collect::<Vec<_>>());
         assert!(found.restart.is_empty() && found.has("services.udp") && !found.has("workers"));
-        assert_eq!(keep(&parse(""), parse(new)), parse(new));
-        assert_eq!(names(&found.settings)[0], "mtu 1420 1400");
-        assert_eq!(names(&found.settings)[9], "services.udp [] [53, 54]");
+        assert_eq!(keep(&parse(old), parse(new)), parse(new));
+        assert_eq!(names(&found.settings)[1], "mtu 1420 1400");
+        assert_eq!(names(&found.settings)[11], "services.udp [] [53, 54]");
     }
 
     #[test]
@@ -268,10 +287,13 @@ mod tests {
         let changed = peer(
             A,
             "name = \"a\"\nallowed_ips = [\"10.0.0.0/8\"]\nendpoint = \"192.0.2.1:7\"\nkeepalive = 7\n\
-             preshared_key_file = \"/psk\"",
+             preshared_key_file = \"/psk\"\ngroup = \"g\"",
         );
-        assert_eq!(told(&one, &changed), a(Change::Changed, "allowed_ips endpoint keepalive"));
+        assert_eq!(told(&one, &changed), a(Change::Changed, "allowed_ips endpoint keepalive group"));
         assert_eq!(told(&one, &one.replace("\"a\"", "\"b\""))[0].2, "name");
+        let pool = "[[pool]]\nname = \"p\"\nipv4 = [\"100.65.0.0/24\"]\n";
+        let pooled = peer(A, "name = \"a\"\nallowed_ips = [\"100.64.0.2/32\", \"10.0.0.0/8\"]\npool = \"p\"");
+        assert_eq!(told(&(pool.to_owned() + &one), &(pool.to_owned() + &pooled))[0].2, "pool");
         // What counts of a preshared key is the key, not the file's name.
         let found = Difference::between(&parse(&one), &parse(&one), |peer| peer.name == "a");
         assert_eq!(found.peers.values().next().unwrap().keys, ["preshared_key_file"]);

@@ -31,6 +31,18 @@ impl Link {
         request.execute().await.map_err(to_io)
     }
 
+    /// Takes an address from the link. Of IPv4 its network's route goes with it, the other addresses in that network
+    /// (unless `promote_secondaries` is set), and with the last one all routes over the link.
+    ///
+    /// # Errors
+    /// EADDRNOTAVAIL if it has not got it; EPERM, ENODEV.
+    pub async fn remove_address(&self, address: Address) -> io::Result<()> {
+        // The same message as for adding it.
+        let mut request = self.handle.address().add(self.index, address.addr(), address.prefix_len());
+        let message = request.message_mut().clone();
+        self.handle.address().del(message).execute().await.map_err(to_io)
+    }
+
     /// Routes a prefix to the link, in the main table, under [`ROUTE_PROTOCOL`]. The link must be up.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use std::fs;
 use std::io;
 use std::process::Command;
 
-use super::{MannersError, Service, Transport, nft};
+use super::{MannersError, Service, Transport};
+use crate::net::nft::{self, NftError};
 
 mod follow;
 
@@ -209,7 +210,7 @@ impl fmt::Display for Manager {
 pub fn look(needs: &Needs<'_>) -> Result<Found, MannersError> {
     let said = nft::run(&["-j", "list", "ruleset"], "")?;
     let ruleset = serde_json::from_slice(&said)
-        .map_err(|error| MannersError::Nft(format!("cannot read `nft -j list ruleset`: {error}")))?;
+        .map_err(|error| NftError::Refused(format!("cannot read `nft -j list ruleset`: {error}")))?;
     let mut found = Found { drops: follow::in_ruleset(&ruleset, needs), unread: None };
     for (family, names, program) in [
         ("ip", "/proc/thread-self/net/ip_tables_names", "iptables-legacy"),

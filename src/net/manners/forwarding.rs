@@ -27,6 +27,8 @@ const LOCAL: u32 = 0x8000_0000;
 pub(super) struct Forwarding {
     record: Record,
     run: PathBuf,
+    /// What was switched on for the tunnel itself. It ends with the tunnel, so no record is needed.
+    tunnel: Vec<Change>,
 }
 
 /// A parameter that must have a value.
@@ -55,13 +57,13 @@ impl Wanted {
 
 impl Forwarding {
     pub(super) fn new(record: Record, run: PathBuf) -> Self {
-        Self { record, run }
+        Self { record, run, tunnel: Vec::new() }
     }
 
-    /// Switches on what is not on yet.
-    pub(super) fn extend(&mut self, rules: &HostRules) -> Result<(), MannersError> {
+    /// Switches on what is not on yet; everything off if nothing is to be forwarded.
+    pub(super) fn follow(&mut self, rules: &HostRules) -> Result<(), MannersError> {
         if rules.forward == Forward::Off {
-            return Ok(());
+            return self.stop(rules.interface.as_str());
         }
         let all = Records::open(&self.run)?;
         let others = all.needed_by_others(Some(rules.interface.as_str()))?;
@@ -76,6 +78,20 @@ impl Forwarding {
         self.switch(wanted, &others)
     }
 
+    /// Restores what was found, and goes on.
+    fn stop(&mut self, interface: &str) -> Result<(), MannersError> {
+        if self.record.changes().is_empty() && self.tunnel.is_empty() {
+            return Ok(());
+        }
+        let all = Records::open(&self.run)?;
+        let needed = all.needed_by_others(Some(interface))?;
+        // By the tunnel clients come in: first, so that none of their packets is half-way.
+        restore(&self.tunnel, &[]);
+        restore(self.record.changes(), &needed);
+        self.tunnel.clear();
+        all.empty(&mut self.record)
+    }
+
     fn switch(&mut self, wanted: Vec<Wanted>, others: &[Change]) -> Result<(), MannersError> {
         let known = parameters(self.record.changes());
         let mut changes = Vec::new();
@@ -88,12 +104,14 @@ impl Forwarding {
                 Some(change) => Some(&change.before),
                 None => (now != value || undo == Undo::Always).then_some(&now),
             };
-            if undo != Undo::Nothing
-                && !known.contains(&parameter)
+            if !known.contains(&parameter)
                 && let Some(before) = before
             {
                 let (parameter, before, set) = (parameter.clone(), before.clone(), value.clone());
-                changes.push(Change { parameter, before, set });
+                // A gateway that had switched the tunnel on before us is told by our record that we need it.
+                let own = undo == Undo::Nothing && theirs.is_none();
+                let list = if own { &mut self.tunnel } else { &mut changes };
+                list.push(Change { parameter, before, set });
             }
             if now != value {
                 writes.push((parameter, now, value));
@@ -269,12 +287,12 @@ fn proc_net(name: &str) -> Result<String, MannersError> {
     }
 }
 
-fn parameter(family: Family, interface: &str, key: &str) -> Result<Parameter, MannersError> {
+pub(super) fn parameter(family: Family, interface: &str, key: &str) -> Result<Parameter, MannersError> {
     let refused = || MannersError::Proc(interface.to_owned(), std::io::ErrorKind::InvalidInput.into());
     Parameter::of(family, interface, key).ok_or_else(refused)
 }
 
-fn read(parameter: &Parameter) -> Result<Option<String>, MannersError> {
+pub(super) fn read(parameter: &Parameter) -> Result<Option<String>, MannersError> {
     parameter.read().map_err(|error| MannersError::Proc(parameter.to_string(), error))
 }
 

@@ -21,7 +21,7 @@ const RECORD: &str = "undo";
 const RECORD_MAX: u64 = 1 << 20;
 /// The keys that a record may name, and the values that it may hold: whoever can write it must not choose freely what
 /// the next start does as root.
-const KEYS: [&str; 3] = ["forwarding", "force_forwarding", "accept_ra"];
+const KEYS: [&str; 4] = ["forwarding", "force_forwarding", "accept_ra", "rp_filter"];
 const VALUES: [&str; 3] = ["0", "1", "2"];
 
 /// One parameter that was changed.
@@ -41,7 +41,9 @@ impl Change {
             return None;
         };
         let parameter = Parameter::parse(path)?;
-        let known = KEYS.contains(&parameter.key()) && VALUES.contains(&before) && VALUES.contains(&set);
+        let filter = parameter.key() == "rp_filter" && parameter.path() != "ipv4/conf/all/rp_filter";
+        let known =
+            KEYS.contains(&parameter.key()) && !filter && VALUES.contains(&before) && VALUES.contains(&set);
         known.then(|| Self { parameter, before: before.to_owned(), set: set.to_owned() })
     }
 }
@@ -116,9 +118,21 @@ impl Records {
         if !try_lock(&file).map_err(failed)? {
             return Err(MannersError::Running(interface.clone()));
         }
-        file.set_len(0).map_err(failed)?;
-        file.write_all(format!("{}\n", self.namespace).as_bytes()).map_err(failed)?;
+        self.head(&mut file).map_err(failed)?;
         Ok(Record { path, file, changes: Vec::new() })
+    }
+
+    /// What is in the record was undone, and its gateway goes on.
+    pub(super) fn empty(&self, record: &mut Record) -> Result<(), MannersError> {
+        record.changes.clear();
+        let failed = |error| MannersError::Record(record.path.display().to_string(), error);
+        self.head(&mut record.file).map_err(failed)
+    }
+
+    /// Leaves the first line. A kill in between leaves an empty file, which says the same as one without changes.
+    fn head(&self, file: &mut File) -> io::Result<()> {
+        file.set_len(0)?;
+        file.write_all(format!("{}\n", self.namespace).as_bytes())
     }
 
     /// The records of this namespace whose gateways are gone, with their interfaces; they are ours from now on.

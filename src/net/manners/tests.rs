@@ -89,7 +89,7 @@ fn every_choice_makes_rules_that_nft_takes_and_netlink_removes() {
                 let named = rules.forward != Forward::Off;
                 let applied = rules.apply(&run.0).unwrap();
                 let text = ruleset();
-                assert!(text.contains(&format!("table inet {} {{", nft::table_name(name))), "{text}");
+                assert!(text.contains(&format!("table inet {} {{", table::table_name(name))), "{text}");
                 let sets = sets();
                 let has = |set: &str| sets.iter().any(|line| line.starts_with(set));
                 assert_eq!(has("masked_v4 { 100.64.0.0/10 }"), nat && v4, "{text}");
@@ -175,7 +175,7 @@ fn ranges_are_exchanged_for_narrower_and_wider_ones_and_for_thousands() {
             let wanted = HostRules { clients, ..rules("wg0") };
             applied.change(wanted.clone()).unwrap();
             let changed = sorted_ruleset();
-            let text = nft::ruleset(&wanted, interface::index_of("wg0").unwrap());
+            let text = table::ruleset(&wanted, interface::index_of("wg0").unwrap());
             nft::load(&text).unwrap();
             applied.listen_on(51820).unwrap();
             assert_eq!(changed, sorted_ruleset());
@@ -218,7 +218,9 @@ fn what_nft_refuses_leaves_nothing() {
         link("wg0");
         let mut rules = rules("wg0");
         rules.services = vec![Service { transport: Transport::Udp, first: 7, last: 3 }];
-        assert!(matches!(rules.apply(&run.0), Err(MannersError::Nft(said)) if said.contains("Error")));
+        assert!(
+            matches!(rules.apply(&run.0), Err(MannersError::Nft(NftError::Refused(said))) if said.contains("Error"))
+        );
         assert_eq!(ruleset(), "");
         assert!(!run.0.join("wg0").exists());
     });
@@ -262,7 +264,7 @@ fn the_rules_follow_the_listen_port_without_nft() {
         link("wg0");
         let mut rules = rules("wg0");
         rules.forward = Forward::Off;
-        let again = nft::ruleset(&rules, interface::index_of("wg0").unwrap());
+        let again = table::ruleset(&rules, interface::index_of("wg0").unwrap());
         let applied = rules.apply(&run.0).unwrap();
         assert_eq!(port_sets(), ["listen { 51820 }"]);
         let text = ruleset();

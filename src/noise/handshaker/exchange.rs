@@ -125,32 +125,42 @@ pub(super) fn write_initiation(
     Ok((message, symmetric))
 }
 
+/// The ephemeral key of an initiation. `None` if its type or reserved bytes are not those of one.
+pub(super) fn ephemeral_of(message: &[u8; INITIATION_LEN]) -> Option<PublicKey> {
+    let mut fields = Fields(message);
+    let (kind, _index): ([u8; 4], [u8; 4]) = (fields.take(), fields.take());
+    (kind == INITIATION_TYPE).then(|| PublicKey(fields.take()))
+}
+
 /// An initiation whose static key has been read: it names a peer, but nothing proves yet that the peer sent it.
 pub(super) struct Claimed {
     symmetric: Symmetric,
     /// The static key that the sender claims.
     pub(super) identity: PublicKey,
-    ephemeral: PublicKey,
+    /// The sender's ephemeral key.
+    pub(super) ephemeral: PublicKey,
     index: u32,
     sealed_stamp: [u8; SEALED_STAMP_LEN],
 }
 
 impl Claimed {
-    /// Reads everything before the timestamp.
-    pub(super) fn read(ours: &PrivateKey, message: &[u8; INITIATION_LEN]) -> Result<Self, HandshakeError> {
+    /// Reads everything before the timestamp; `shared` is the secret that our static key shares with
+    /// [`ephemeral_of`] the message.
+    pub(super) fn read(
+        ours: &PublicKey,
+        shared: &Secret,
+        message: &[u8; INITIATION_LEN],
+    ) -> Result<Self, HandshakeError> {
         let mut fields = Fields(message);
-        let kind: [u8; 4] = fields.take();
-        if kind != INITIATION_TYPE {
-            return Err(HandshakeError::BadInitiation);
-        }
+        let _kind: [u8; 4] = fields.take();
         let index = u32::from_le_bytes(fields.take());
         let ephemeral = PublicKey(fields.take());
         let (mut identity, tag): ([u8; SEALED_KEY_LEN - TAG_LEN], _) = (fields.take(), fields.take());
         let sealed_stamp = fields.take();
 
-        let mut symmetric = Symmetric::new(ours.public());
+        let mut symmetric = Symmetric::new(ours);
         symmetric.mix_ephemeral(&ephemeral);
-        let key = symmetric.mix_key(&ours.shared(&ephemeral)?);
+        let key = symmetric.mix_key(shared);
         if !symmetric.open(&key, &mut identity, &tag) {
             return Err(HandshakeError::BadInitiation);
         }
@@ -171,7 +181,8 @@ impl Claimed {
 
 /// An initiation that the owner of its static key made, now or in the past.
 pub(super) struct Authentic {
-    claimed: Claimed,
+    /// What it claimed is so.
+    pub(super) claimed: Claimed,
     /// Its timestamp.
     pub(super) stamp: Tai64n,
 }
@@ -184,22 +195,25 @@ pub(super) struct Agreed {
     pub(super) recv: Secret,
     /// What further keys are derived from.
     pub(super) third: Secret,
+    /// The hash of all that was said.
+    pub(super) transcript: Secret,
     /// The other side's receiver index.
     pub(super) remote_index: u32,
 }
 
 impl Authentic {
-    /// The response, without its macs, and the keys.
+    /// The response, without its macs, and the keys. `shared` are the secrets that our ephemeral key shares with theirs
+    /// and with their static one.
     pub(super) fn respond(
         self,
         psk: &Secret,
-        ephemeral: &PrivateKey,
+        ephemeral: &PublicKey,
+        shared: &[Secret; 2],
         index: u32,
-    ) -> Result<([u8; RESPONSE_LEN], Agreed), LowOrder> {
-        let Claimed { mut symmetric, identity, ephemeral: theirs, index: remote_index, .. } = self.claimed;
-        symmetric.mix_ephemeral(ephemeral.public());
-        symmetric.mix(&ephemeral.shared(&theirs)?.0);
-        symmetric.mix(&ephemeral.shared(&identity)?.0);
+    ) -> ([u8; RESPONSE_LEN], Agreed) {
+        let Claimed { mut symmetric, index: remote_index, .. } = self.claimed;
+        symmetric.mix_ephemeral(ephemeral);
+        shared.iter().for_each(|shared| symmetric.mix(&shared.0));
         let key = symmetric.mix_psk(psk);
         let tag = symmetric.seal(&key, &mut []);
         let (recv, send, third) = symmetric.split();
@@ -207,9 +221,9 @@ impl Authentic {
         let mut message = [0; RESPONSE_LEN];
         write_fields(
             &mut message,
-            &[&RESPONSE_TYPE, &index.to_le_bytes(), &remote_index.to_le_bytes(), &ephemeral.public().0, &tag],
+            &[&RESPONSE_TYPE, &index.to_le_bytes(), &remote_index.to_le_bytes(), &ephemeral.0, &tag],
         );
-        Ok((message, Agreed { send, recv, third, remote_index }))
+        (message, Agreed { send, recv, third, transcript: symmetric.transcript, remote_index })
     }
 }
 
@@ -244,7 +258,13 @@ pub(super) fn read_response(
         return Err(HandshakeError::BadResponse);
     }
     let (send, recv, third) = symmetric.split();
-    Ok(Agreed { send, recv, third, remote_index: u32::from_le_bytes(sender) })
+    Ok(Agreed {
+        send,
+        recv,
+        third,
+        transcript: symmetric.transcript,
+        remote_index: u32::from_le_bytes(sender),
+    })
 }
 
 /// Writes the fields one after another; the macs behind them stay zero.

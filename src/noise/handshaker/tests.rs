@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::crypto::enrolment::proof;
 use crate::crypto::random::ScriptedRng;
 use crate::crypto::x25519::LOW_ORDER;
 
@@ -99,6 +100,52 @@ pub(super) fn installed((owner, message): (WorkerId, ToOwner)) -> Installed {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A is the key of an invite's use, B the gateway.
+#[test]
+fn who_was_invited_is_known_by_a_proof_for_each_session() {
+    let mut pair = Pair::new();
+    let shared = PrivateKey::new(&key(A)).shared(&public(B)).unwrap();
+    let own = public(0x0c);
+    let session = |pair: &mut Pair, n| {
+        let sent = pair.initiation(n);
+        let answered = pair.answer(&sent, at(n)).unwrap();
+        let finished = pair.finish(&answered.response.unwrap(), at(n)).unwrap();
+        assert_eq!(finished.keypair.transcript.0, answered.keypair.transcript.0);
+        (answered.keypair.local_index, finished.keypair.transcript)
+    };
+    let (index, transcript) = session(&mut pair, 1);
+    let made = proof(&shared, &transcript, &own);
+    assert_eq!(pair.b.invited(PEER, index, &own, &made), Err(NotInvited::NotProven), "an ordinary peer");
+    pair.b.invite(PEER);
+    let (index, transcript) = session(&mut pair, 2);
+    assert_eq!(pair.b.invited(PEER, index, &own, &made), Err(NotInvited::NotProven), "of another session");
+    let made = proof(&shared, &transcript, &own);
+    assert_eq!(pair.b.invited(PEER, index, &own, &made), Ok(()));
+    assert_eq!(pair.b.invited(PEER, index, &public(0x0d), &made), Err(NotInvited::NotProven), "another key");
+    assert_eq!(pair.b.invited(PEER, index + 1, &own, &made), Err(NotInvited::NotProven), "no session");
+    let later = PeerId { generation: 3, ..PEER };
+    assert_eq!(pair.b.invited(later, index, &own, &made), Err(NotInvited::NotProven), "another peer");
+    for (bad, why) in LOW_ORDER
+        .iter()
+        .map(|point| (PublicKey(*point), NotInvited::LowOrder))
+        .chain([(public(B), NotInvited::OwnKey)])
+    {
+        let made = proof(&shared, &transcript, &bad);
+        assert_eq!(pair.b.invited(PEER, index, &bad, &made), Err(why), "{bad:?}");
+    }
+    // What is over proves nothing, be it given back or the oldest of too many.
+    let (second, said) = session(&mut pair, 3);
+    pair.b.release(index);
+    assert_eq!(
+        pair.b.invited(PEER, index, &own, &proof(&shared, &transcript, &own)),
+        Err(NotInvited::NotProven)
+    );
+    let made = proof(&shared, &said, &own);
+    assert_eq!(pair.b.invited(PEER, second, &own, &made), Ok(()));
+    (4..8).for_each(|n| drop(session(&mut pair, n)));
+    assert_eq!(pair.b.invited(PEER, second, &own, &made), Err(NotInvited::NotProven));
 }
 
 fn assert_matching(one: &NewKeypair, other: &NewKeypair) {
@@ -365,7 +412,75 @@ fn messages_for_another_generation_are_ignored() {
         machine.remove_peer(stale);
     }
     assert_eq!(machine.owner(PEER), Some(WorkerId(0)));
-    assert!(machine.peers[&PEER.slot].psk.is_zero());
+    assert!(machine.peers[&PEER.slot].psk().is_zero());
+}
+
+/// Of 1 KiB that a configured peer costs in all tables (docs/decisions/0057-idle-peers.md).
+#[test]
+fn who_was_never_spoken_to_has_no_room_for_macs_and_cookies() {
+    assert!(size_of::<Peer>() <= 128, "{}", size_of::<Peer>());
+    let (mut machine, mut rng) = machine_with(A, B, None);
+    assert!(machine.peers[&PEER.slot].cookie.is_none() && machine.peers[&PEER.slot].psk.is_none());
+    machine.begin(PEER, stamp(1), at(0), &mut rng).unwrap();
+    assert!(machine.peers[&PEER.slot].cookie.is_some());
+}
+
+/// Enough of them that lanes are used where there are any.
+#[test]
+fn initiations_together_are_answered_as_each_alone() {
+    let (mut gateway, mut rng) = machine_with(B, A, None);
+    let clients: Vec<u8> = (0x20..0x26).collect();
+    let mut machines: Vec<_> = clients
+        .iter()
+        .map(|&client| {
+            let id = PeerId { slot: u32::from(client), generation: 1 };
+            gateway.add_peer(id, WorkerId(0), public(client), Some(key(client))).unwrap();
+            machine_with(client, B, Some(key(client))).0
+        })
+        .collect();
+    let (mut stranger, _) = machine_with(0x77, B, None);
+    for n in 1..4 {
+        let mut sent: ArrayVec<_, TOGETHER> = machines
+            .iter_mut()
+            .zip(&clients)
+            .map(|(machine, client)| {
+                let source = SocketAddr::new([198, 18, 1, *client].into(), 5000);
+                (machine.begin(PEER, stamp(n), at(n), &mut rng).unwrap(), Endpoint::new(source))
+            })
+            .collect();
+        // Somebody unknown, and one that comes twice, in places that change.
+        sent.insert(n as usize, (stranger.begin(PEER, stamp(n), at(n), &mut rng).unwrap(), ENDPOINT));
+        let repeated = sent[5];
+        sent.push(repeated);
+        if n == 3 {
+            sent[0].0[3] = 1;
+            sent[1].0[8..40].copy_from_slice(&LOW_ORDER[3]);
+            sent[2].0[60] ^= 1;
+        }
+        let results = gateway.consume_initiations(&sent, at(n), &mut rng);
+        assert_eq!(results.len(), TOGETHER);
+        let mut answered = 0;
+        for (place, result) in results.into_iter().enumerate() {
+            let expected = match (n, place) {
+                (3, 0 | 2) => Some(HandshakeError::BadInitiation),
+                (3, 1) => Some(HandshakeError::LowOrder),
+                (_, 7) => Some(HandshakeError::OldTimestamp),
+                _ if place as u64 == n => Some(HandshakeError::UnknownPeer),
+                _ => None,
+            };
+            assert_eq!(result.as_ref().err(), expected.as_ref(), "{n} {place}");
+            let Ok(result) = result else { continue };
+            let result = installed(result);
+            let client = place - usize::from(place as u64 > n);
+            assert_eq!((result.peer.slot, result.endpoint), (u32::from(clients[client]), sent[place].1));
+            let finished =
+                machines[client].consume_response(&result.response.unwrap(), ENDPOINT, at(n)).unwrap();
+            assert_matching(&installed(finished).keypair, &result.keypair);
+            answered += 1;
+        }
+        assert_eq!(answered, if n == 3 { 3 } else { 6 });
+    }
+    assert_eq!(gateway.indices_in_use(), 15, "nothing is left of those that were refused");
 }
 
 #[test]

@@ -175,6 +175,9 @@ fn transcripts_are_equal_byte_for_byte() {
     assert!(ours.check_mac1(&response));
     let confirmed = installed(ours.consume_response(&response, ENDPOINT, at(0)).unwrap());
     twin.read_message(&response[12..60], &mut [0; 16]).unwrap();
+    for said in [&answered.keypair.transcript, &confirmed.keypair.transcript] {
+        assert_eq!(said.0, twin.get_handshake_hash(), "the hash of all that was said");
+    }
     keys_agree(&answered.keypair, &mut twin.into_transport_mode().unwrap());
     keys_agree(&confirmed.keypair, &mut theirs.into_transport_mode().unwrap());
 }

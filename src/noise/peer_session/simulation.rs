@@ -41,7 +41,7 @@ enum Event {
     /// From the handshake thread.
     Initiate { message: Message },
     /// From the handshake thread.
-    Install { id: u64, new: NewKeypair, source: Endpoint, response: Option<Message> },
+    Install { id: u64, new: Box<NewKeypair>, source: Endpoint, response: Option<Message> },
 }
 
 struct Side {
@@ -271,7 +271,10 @@ impl World {
                 let (send, recv) = (Secret(key(id, false)), Secret(key(id, true)));
                 let third = Secret([0; 32]);
                 let role = Role::Responder;
-                let new = NewKeypair { send, recv, third, local_index, remote_index: sender, role };
+                let transcript = Secret([0; 32]);
+                let remote_index = sender;
+                let new =
+                    Box::new(NewKeypair { send, recv, third, transcript, local_index, remote_index, role });
                 let response = Some(Message::Response { receiver: sender, sender: local_index, id });
                 self.hand_over(me, Event::Install { id, new, source, response });
             }
@@ -282,7 +285,10 @@ impl World {
                 let (send, recv) = (Secret(key(id, true)), Secret(key(id, false)));
                 let role = Role::Initiator;
                 let third = Secret([0; 32]);
-                let new = NewKeypair { send, recv, third, local_index: receiver, remote_index: sender, role };
+                let transcript = Secret([0; 32]);
+                let (local_index, remote_index) = (receiver, sender);
+                let new =
+                    Box::new(NewKeypair { send, recv, third, transcript, local_index, remote_index, role });
                 self.hand_over(me, Event::Install { id, new, source, response: None });
             }
             Message::Transport { receiver, counter, key, payload } => {

@@ -34,6 +34,7 @@ fn keys(local_index: u32, role: Role) -> NewKeypair {
         send: Secret([1; 32]),
         recv: Secret([2; 32]),
         third: Secret([3; 32]),
+        transcript: Secret([0; 32]),
         local_index,
         remote_index: local_index + 1000,
         role,
@@ -483,6 +484,9 @@ fn keys_are_wiped_540_seconds_after_the_last_was_made() {
     let mut session = connected(at(0));
     session.install(&keys(2, Role::Responder), from(1), at(100));
     let _ = session.take_actions();
+    assert_eq!(session.deadline(), Some(at(180)), "the session that is current is over");
+    assert!(session.is_live(at(179)) && !session.is_live(at(180)));
+    session.handle_timeout(at(180));
     session.handle_timeout(at(639));
     assert!(session.keypair(2).is_some());
     session.handle_timeout(at(640));

@@ -38,20 +38,10 @@ fn operations() {
     assert!(matches!(feed("get=1\n\n"), Progress::Complete(Ok(Request::Get))));
     assert!(matches!(feed("show=json\n\n"), Progress::Complete(Ok(Request::Show))));
     assert!(matches!(feed("switch=1\n\n"), Progress::Complete(Ok(Request::Switch(none))) if none.is_empty()));
-    let reload = |body: &str| match feed(&format!("reload=1\n{body}\n")) {
-        Progress::Complete(Ok(Request::Reload(ask))) => (ask.dry_run, ask.file),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(reload(""), (false, None));
-    assert_eq!(reload("file=/a b=c\ndry_run=true\n"), (true, Some("/a b=c".to_owned())));
-    for wrong in ["dry_run=false", "all=true"] {
-        let answer = feed(&format!("reload=1\n{wrong}\n\n"));
-        assert!(matches!(answer, Progress::Complete(Err(Errno::INVALID))), "{wrong}");
-    }
     assert!(matches!(feed("set=1\n\n"), Progress::Complete(Ok(Request::Set(_)))));
     assert!(matches!(feed("\n\nget=1\n\n"), Progress::Complete(Ok(Request::Get))));
     assert!(matches!(feed("get=1\nx=1\n\n"), Progress::Complete(Err(Errno::INVALID))));
-    for unknown in ["get=2\n", "set\n", "get=1 \n", "GET / HTTP/1.1\n"] {
+    for unknown in ["get=2\n", "reload=1\n", "set\n", "get=1 \n", "GET / HTTP/1.1\n"] {
         assert!(matches!(feed(unknown), Progress::Broken(Errno::PROTOCOL)), "{unknown}");
     }
     assert!(matches!(feed("set=1\nlisten_port=1\n"), Progress::More));

@@ -108,6 +108,7 @@ fn unhex(hex: &str) -> Vec<u8> {
 
 /// Through the parts of an instance, as many vectors at once as it has lanes.
 fn by_parts(instance: &Instance, tests: &[&Test]) {
+    let Some(parts) = instance.parts else { return };
     let case = |test: &&Test, seal: bool| Case {
         key: test.key[..].try_into().unwrap(),
         nonce: test.nonce[..].try_into().unwrap(),
@@ -118,7 +119,7 @@ fn by_parts(instance: &Instance, tests: &[&Test]) {
     };
     for seal in [true, false] {
         let mut cases: Vec<_> = tests.iter().map(|test| case(test, seal)).collect();
-        (instance.parts)(&mut cases);
+        parts(&mut cases);
         for (test, case) in tests.iter().zip(cases) {
             let what = format!("{}: {} ({seal}): {}", instance.name, test.tc_id, test.comment);
             if test.result == TestResult::Invalid {
@@ -133,6 +134,9 @@ fn by_parts(instance: &Instance, tests: &[&Test]) {
 
 /// Keys and texts through an instance as it is.
 fn whole(instance: &Instance, tests: &[&Test]) {
+    if tests.iter().any(|test| test.pt.len() > instance.longest) {
+        return;
+    }
     let keys: Vec<[u8; 32]> = tests.iter().map(|test| test.key[..].try_into().unwrap()).collect();
     let counter = |test: &Test| u64::from_le_bytes(test.nonce[4..].try_into().unwrap());
     let call = |work: Work, texts: &mut [Vec<u8>]| {
@@ -186,7 +190,8 @@ fn aead_vector_of_rfc_8439() {
     };
     for instance in &instances() {
         let mut cases = vec![case.clone(); instance.lanes];
-        (instance.parts)(&mut cases);
+        let Some(parts) = instance.parts else { continue };
+        parts(&mut cases);
         for case in cases {
             assert_eq!(case.text[..8], unhex("d31a8d34648e60db"), "{}", instance.name);
             assert_eq!(
@@ -230,6 +235,7 @@ fn poly1305_vectors_of_rfc_8439() {
         let blocks: Vec<_> = blocks.iter().map(|hex| block(hex)).collect();
         assert_eq!(poly::<Radix44<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
         assert_eq!(poly::<Radix26<Portable>>(r, &blocks).wrapping_add(s), block(tag), "{r} {blocks:x?}");
+        assert_eq!(brief_poly([r, s], &blocks), block(tag), "{r} {blocks:x?}");
     }
 }
 

@@ -69,7 +69,7 @@ impl Ring {
     fn end_requests(&mut self, events: &mut Vec<Event>) -> io::Result<bool> {
         for _ in 0..CANCEL_TURNS {
             self.state.prepare(&mut self.uring.submission(), true);
-            self.enter(Some(Duration::ZERO))?;
+            self.enter(Some(Duration::ZERO), 1)?;
             self.collect(events);
             if !self.state.in_flight() {
                 return Ok(true);

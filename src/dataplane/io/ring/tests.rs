@@ -137,6 +137,42 @@ fn looking_at_an_idle_ring_costs_no_system_call() {
     assert_eq!(ring.counters().submissions, 3);
 }
 
+/// Small datagrams that are at hand at each wait make it linger, and it goes on only if that brings several.
+#[test]
+fn small_packets_gather() {
+    let (socket, wake) = (receiver("127.0.0.1:0"), wake());
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut ring: Ring = of(&socket, &wake, 16);
+    let mut wait = |datagrams: usize| {
+        for _ in 0..datagrams {
+            sender.send_to(b"small", socket.local_addr().unwrap()).unwrap();
+        }
+        let (mut events, mut came) = (Vec::new(), 0);
+        while came < datagrams {
+            ring.wait(Some(Duration::from_secs(1)), &mut events).unwrap();
+            came = events.len();
+        }
+        ring.counters().lingers
+    };
+    // By ones: a try, in vain, after rows of 4, 8, ... 128 waits. Some waits sleep, where others have the processor.
+    let ones = (0..300).map(|_| wait(1)).max().unwrap();
+    assert!((1..=6).contains(&ones), "{ones}");
+    // By eights: nearly each, once a try has shown that it is worth it. Where others have the processor that takes a
+    // while, and ends now and then.
+    let mut most = 0;
+    for _ in 0..500 {
+        let before = wait(8);
+        most = most.max((0..99).map(|_| wait(8)).max().unwrap() - before);
+        if most > 60 {
+            break;
+        }
+    }
+    assert!(most > 60, "of 99 waits {most} at most");
+    let before = wait(8);
+    let after = (0..300).map(|_| wait(1)).max().unwrap() - before;
+    assert!((1..=7).contains(&after), "{after}");
+}
+
 /// Nanoseconds of processor time of this thread.
 fn thread_time() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::super::{Service, nft};
+use super::super::{Service, table};
 use super::{Dropped, ForeignDrop, Manager, Needs};
 
 /// Longest chain of jumps that nftables allows (`NFT_JUMP_STACK_SIZE`).
@@ -33,7 +33,7 @@ pub(super) fn in_ruleset(ruleset: &Value, needs: &Needs<'_>) -> Vec<ForeignDrop>
     }
     let mut drops = Vec::new();
     for ((family, name), chain, hook, policy) in bases {
-        let Some(table) = tables.get(&(family, name)).filter(|_| !name.starts_with(nft::PREFIX)) else {
+        let Some(table) = tables.get(&(family, name)).filter(|_| !name.starts_with(table::PREFIX)) else {
             continue;
         };
         let is_dropped = |what: &Dropped| {

@@ -33,7 +33,7 @@ fn start(run: &Run, interface: &str) -> Forwarding {
     let rules = rules(interface);
     let record = Records::open(&run.0).unwrap().begin(&rules.interface).unwrap();
     let mut forwarding = Forwarding::new(record, run.0.clone());
-    forwarding.extend(&rules).unwrap();
+    forwarding.follow(&rules).unwrap();
     forwarding
 }
 
@@ -158,7 +158,7 @@ fn a_new_route_is_followed_and_taken_back() {
         let run = Run::new();
         let mut forwarding = start(&run, "wg0");
         ip("address add 198.19.0.1/24 dev idle");
-        forwarding.extend(&rules("wg0")).unwrap();
+        forwarding.follow(&rules("wg0")).unwrap();
         assert_eq!(value(Family::V4, "idle", "forwarding"), "1");
         forwarding.undo("wg0");
         assert_eq!(value(Family::V4, "idle", "forwarding"), "0");
@@ -174,7 +174,7 @@ fn only_named_interfaces_forward_if_there_are_names() {
         rules.forward = Forward::To(vec!["idle".parse().unwrap()]);
         let record = Records::open(&run.0).unwrap().begin(&rules.interface).unwrap();
         let mut forwarding = Forwarding::new(record, run.0.clone());
-        forwarding.extend(&rules).unwrap();
+        forwarding.follow(&rules).unwrap();
         assert_eq!(value(Family::V4, "up0", "forwarding"), "0");
         assert_eq!(value(Family::V4, "idle", "forwarding"), "1");
     });
@@ -294,4 +294,67 @@ fn tables_of_routes_are_read_and_rubbish_is_not() {
     .concat();
     assert_eq!(routed_v6(&v6).into_iter().collect::<Vec<_>>(), ["net", "ra"]);
     assert_eq!(advertised(&v6).into_iter().collect::<Vec<_>>(), ["ra"]);
+}
+
+#[test]
+fn forwarding_that_is_switched_off_is_as_it_was_found_and_comes_back() {
+    in_netns(|| {
+        host();
+        let (run, before) = (Run::new(), all());
+        let mut forwarding = start(&run, "wg0");
+        let on = all();
+        let mut off = rules("wg0");
+        off.forward = Forward::Off;
+        for _ in 0..2 {
+            forwarding.follow(&off).unwrap();
+            assert_eq!(all(), before);
+            forwarding.follow(&off).unwrap();
+            assert_eq!(fs::read_to_string(run.0.join("wg0/undo")).unwrap().lines().count(), 1);
+            forwarding.follow(&rules("wg0")).unwrap();
+            assert_eq!(all(), on);
+        }
+        // Killed in either state.
+        drop(forwarding);
+        eventually(|| Some(clean_leftovers(&run.0).unwrap()).filter(|names| !names.is_empty()));
+        assert_eq!(value(Family::V4, "up0", "forwarding"), "0");
+        let mut forwarding = start(&run, "wg0");
+        forwarding.follow(&off).unwrap();
+        set(Family::V4, "up0", "forwarding", "1");
+        drop(forwarding);
+        eventually(|| Some(clean_leftovers(&run.0).unwrap()).filter(|names| !names.is_empty()));
+        assert_eq!(value(Family::V4, "up0", "forwarding"), "1", "somebody else's");
+    });
+}
+
+#[test]
+fn forwarding_that_another_gateway_needs_stays_on() {
+    in_netns(|| {
+        host();
+        let run = Run::new();
+        let (mut wg0, wg1) = (start(&run, "wg0"), start(&run, "wg1"));
+        let mut off = rules("wg0");
+        off.forward = Forward::Off;
+        wg0.follow(&off).unwrap();
+        let on = |interface| value(Family::V4, interface, "forwarding");
+        assert_eq!([on("wg0"), on("up0"), on("wg1")], ["0", "1", "1"]);
+        wg1.undo("wg1");
+        assert_eq!(on("up0"), "0");
+    });
+}
+
+/// A gateway that sees routes over another's tunnel before that one has switched it on.
+#[test]
+fn the_tunnel_of_a_gateway_that_goes_on_keeps_forwarding() {
+    in_netns(|| {
+        host();
+        let run = Run::new();
+        ip("address add 100.64.1.1/24 dev wg1");
+        let wg0 = start(&run, "wg0");
+        assert_eq!(value(Family::V4, "wg1", "forwarding"), "1");
+        let wg1 = start(&run, "wg1");
+        wg0.undo("wg0");
+        assert_eq!(value(Family::V4, "wg1", "forwarding"), "1");
+        wg1.undo("wg1");
+        assert_eq!(value(Family::V4, "wg1", "forwarding"), "0");
+    });
 }

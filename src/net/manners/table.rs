@@ -1,14 +1,13 @@
-//! The gateway's nftables table: its text, how it is loaded, and how it is removed without running a program.
+//! The gateway's nftables table: its text, and how it is changed and removed without running a program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
-
-use rtnetlink::sys::Socket;
 
 use super::{Forward, HostRules, MannersError, Transport};
+use crate::net::nft::{
+    DELETE_ELEMENTS, Family, Message, NEW_ELEMENTS, NftError, Transactions, attribute, escaped, nested, text,
+};
 use crate::types::Prefix;
 
 /// How the name of each gateway's table begins.
@@ -33,20 +32,9 @@ const INTERFACES: &str = "interfaces";
 const MASKED_V4: &str = "masked_v4";
 /// As [`MASKED_V4`].
 const MASKED_V6: &str = "masked_v6";
-/// Where nft is if the environment names no directory that holds it.
-const NFT: [&str; 2] = ["nft", "/usr/sbin/nft"];
-
-/// The table of an interface's gateway. What nft takes in no name (each byte but letters, digits, `_`, `-` and `.`) is
-/// `/` and two hexadecimal digits: no interface has a slash in its name, so no two share a table.
+/// The table of an interface's gateway.
 pub(super) fn table_name(interface: &str) -> String {
-    let mut name = PREFIX.to_owned();
-    for byte in interface.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => name.push(char::from(byte)),
-            _ => name.push_str(&format!("/{byte:02x}")),
-        }
-    }
-    name
+    format!("{PREFIX}{}", escaped(interface))
 }
 
 /// The whole table as one transaction that replaces one of that name. The tunnel is named by its index: a name could
@@ -203,11 +191,11 @@ impl Element {
     /// Its attributes in a list of elements: one, and for a range a second one that marks its end.
     fn attributes(&self) -> Vec<u8> {
         let (key, end) = self.keys();
-        let named = |key: &[u8]| attribute(FIRST_NESTED, &attribute(VALUE, key));
-        let mut bytes = attribute(FIRST_NESTED, &named(&key));
+        let named = |key: &[u8]| nested(FIRST, &attribute(VALUE, key));
+        let mut bytes = nested(FIRST, &named(&key));
         if let Some(end) = end {
             let end = [named(&end), attribute(FLAGS, &INTERVAL_END.to_be_bytes())].concat();
-            bytes.extend(attribute(FIRST_NESTED, &end));
+            bytes.extend(nested(FIRST, &end));
         }
         bytes
     }
@@ -278,60 +266,18 @@ fn outermost<'a>(ranges: impl Iterator<Item = &'a Prefix>) -> Vec<Prefix> {
     ranges
 }
 
-/// Runs `nft -f -`: all of `text` is in force afterwards, or nothing.
-pub(super) fn load(text: &str) -> Result<(), MannersError> {
-    run(&["-f", "-"], text).map(drop)
-}
-
-/// Runs nft with `input` and returns what it printed.
-pub(super) fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, MannersError> {
-    let failed = |error: io::Error| MannersError::Nft(error.to_string());
-    let spawn = |program: &&str| {
-        let piped = Stdio::piped;
-        Command::new(program).args(arguments).stdin(piped()).stdout(piped()).stderr(piped()).spawn()
-    };
-    let mut spawned = NFT.iter().map(spawn);
-    let mut child = spawned
-        .find(|child| !child.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
-        .ok_or(MannersError::NoNft)?
-        .map_err(failed)?;
-    // nft reads all before it says anything. If it ends early, its message says more than our broken pipe.
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        written.map_err(failed)?;
-        return Ok(output.stdout);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(MannersError::Nft(said.lines().next().unwrap_or("nft failed and did not say why").trim().to_owned()))
-}
-
-/// Changes and deletes tables over a netlink socket that was opened while that was permitted.
+/// Changes and deletes gateways' tables.
 #[derive(Debug)]
-pub(super) struct Tables(Socket);
+pub(super) struct Tables(Transactions);
 
-/// `NETLINK_NETFILTER` of linux/netlink.h.
-const NETFILTER: isize = 12;
-/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h.
-const NFTABLES: u16 = 10;
-/// `NFNL_MSG_BATCH_BEGIN` of linux/netfilter/nfnetlink.h.
-const BATCH_BEGIN: u16 = 0x10;
-/// `NFNL_MSG_BATCH_END`.
-const BATCH_END: u16 = 0x11;
-/// `NFT_MSG_DELTABLE` of linux/netfilter/nf_tables.h, in its subsystem.
-const DELETE_TABLE: u16 = NFTABLES << 8 | 2;
-/// `NFT_MSG_NEWSETELEM`.
-const NEW_ELEMENTS: u16 = NFTABLES << 8 | 12;
-/// `NFT_MSG_DELSETELEM`.
-const DELETE_ELEMENTS: u16 = NFTABLES << 8 | 14;
-/// `NFTA_TABLE_NAME`, and of a list of elements `NFTA_SET_ELEM_LIST_TABLE`.
+/// `NFTA_SET_ELEM_LIST_TABLE` of linux/netfilter/nf_tables.h.
 const TABLE_NAME: u16 = 1;
 /// `NFTA_SET_ELEM_LIST_SET`.
 const SET_NAME: u16 = 2;
-/// `NFTA_SET_ELEM_LIST_ELEMENTS` with `NLA_F_NESTED`.
-const ELEMENTS: u16 = 0x8003;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`.
+const ELEMENTS: u16 = 3;
 /// `NFTA_LIST_ELEM`, in it `NFTA_SET_ELEM_KEY`: both the first of their kind, and nested.
-const FIRST_NESTED: u16 = 0x8001;
+const FIRST: u16 = 1;
 /// `NFTA_SET_ELEM_FLAGS`, a word in network order.
 const FLAGS: u16 = 3;
 /// `NFT_SET_ELEM_INTERVAL_END`: the first key beyond a range.
@@ -342,54 +288,29 @@ const ELEMENTS_PER_MESSAGE: usize = 500;
 const MESSAGES_PER_BATCH: usize = 4;
 /// `NFTA_DATA_VALUE`.
 const VALUE: u16 = 1;
-/// `NFPROTO_INET` of linux/netfilter.h.
-const INET: u8 = 1;
-/// `NLM_F_REQUEST` of linux/netlink.h.
-const REQUEST: u16 = 1;
-/// `NLM_F_ACK`.
-const ACK: u16 = 4;
-/// `NLM_F_CREATE`.
-const CREATE: u16 = 0x400;
-/// `NLMSG_ERROR`: also the acknowledgement, with 0.
-const ERROR: u16 = 2;
-/// Size of a netlink header (`nlmsghdr`), bytes.
-const HEADER: usize = 16;
-/// Sequence number of the last message of a batch but its end, the one that is answered.
-const LAST: u32 = 2;
-/// Of all others.
-const OTHERS: u32 = 1;
 
 impl Tables {
     pub(super) fn open() -> Result<Self, MannersError> {
-        let open = || {
-            let socket = Socket::new(NETFILTER)?;
-            // The kernel answers before a send returns: to wait would be to hang.
-            socket.set_non_blocking(true)?;
-            Ok(Self(socket))
-        };
-        open().map_err(|error: io::Error| MannersError::Nft(format!("opening a netlink socket: {error}")))
+        Ok(Self(Transactions::open()?))
     }
 
-    /// Deletes a table of family inet. None of that name is as good.
+    /// Deletes a table. None of that name is as good.
     pub(super) fn delete(&self, table: &str) -> Result<(), MannersError> {
-        match self.change(&[(DELETE_TABLE, text(TABLE_NAME, table))]) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
-                Err(MannersError::Nft(format!("deleting the table {table}: {error}")))
-            }
-            _ => Ok(()),
-        }
+        Ok(self.0.delete(Family::Inet, table)?)
     }
 
     /// Has a table, which was made for the listen port `before`, name `port` in its place.
     pub(super) fn listen_on(&self, table: &str, before: u16, port: u16) -> Result<(), MannersError> {
         let set = |name| [text(TABLE_NAME, table), text(SET_NAME, name)].concat();
-        let add = |name, key: &[u8]| (NEW_ELEMENTS, [set(name), element(key)].concat());
+        let message = |kind, attributes| Message { kind, family: Family::Inet, attributes };
+        let add = |name, key: &[u8]| message(NEW_ELEMENTS, [set(name), element(key)].concat());
         // Without elements all are deleted; there may be none.
-        let mut messages: Vec<_> = [LISTEN, LOWER, UPPER].map(|name| (DELETE_ELEMENTS, set(name))).into();
+        let mut messages: Vec<_> =
+            [LISTEN, LOWER, UPPER].map(|name| message(DELETE_ELEMENTS, set(name))).into();
         messages.extend(half(before, port).map(|half| add(half, &[Transport::Udp.number()])));
         messages.push(add(LISTEN, &port.to_be_bytes()));
-        self.change(&messages).map_err(|error| {
-            MannersError::Nft(format!("the listen port {port} in the table {table}: {error}"))
+        self.0.change(&messages).map_err(|error| {
+            NftError::Refused(format!("the listen port {port} in the table {table}: {error}")).into()
         })
     }
 
@@ -408,96 +329,21 @@ impl Tables {
                 let differ = |element: &&Element| !kept.is_some_and(|kept| kept.contains(*element));
                 let differing: Vec<_> = elements.iter().filter(differ).map(Element::attributes).collect();
                 for some in differing.chunks(ELEMENTS_PER_MESSAGE) {
-                    let list = attribute(ELEMENTS, &some.concat());
-                    messages.push((kind, [text(TABLE_NAME, table), text(SET_NAME, name), list].concat()));
+                    let list = nested(ELEMENTS, &some.concat());
+                    let attributes = [text(TABLE_NAME, table), text(SET_NAME, name), list].concat();
+                    messages.push(Message { kind, family: Family::Inet, attributes });
                 }
             }
         }
-        let changed = messages.chunks(MESSAGES_PER_BATCH).try_for_each(|some| self.change(some));
-        changed.map_err(|error| MannersError::Nft(format!("changing the sets of the table {table}: {error}")))
+        let changed = messages.chunks(MESSAGES_PER_BATCH).try_for_each(|some| self.0.change(some));
+        let refused = |error| NftError::Refused(format!("changing the sets of the table {table}: {error}"));
+        changed.map_err(|error| refused(error).into())
     }
-
-    /// All of these messages, by kind and attributes, or none.
-    fn change(&self, messages: &[(u16, Vec<u8>)]) -> io::Result<()> {
-        // What more was said of a batch that was refused.
-        while self.0.recv_from_full().is_ok() {}
-        self.0.send(&batch(messages), 0)?;
-        loop {
-            let (answers, _) = self.0.recv_from_full()?;
-            match verdict(&answers) {
-                Some(0) => return Ok(()),
-                Some(code) => return Err(io::Error::from_raw_os_error(-code)),
-                None => {}
-            }
-        }
-    }
-}
-
-/// A transaction of these messages, by kind and attributes.
-fn batch(messages: &[(u16, Vec<u8>)]) -> Vec<u8> {
-    let subsystem = NFTABLES.to_be_bytes();
-    let frame = |kind| message(kind, REQUEST, OTHERS, [0, 0, subsystem[0], subsystem[1]], &[]);
-    let mut batch = frame(BATCH_BEGIN);
-    for (place, (kind, attributes)) in messages.iter().enumerate() {
-        let last = place + 1 == messages.len();
-        let (flags, sequence) = if last { (REQUEST | ACK, LAST) } else { (REQUEST, OTHERS) };
-        let flags = if *kind == NEW_ELEMENTS { flags | CREATE } else { flags };
-        batch.extend(message(*kind, flags, sequence, [INET, 0, 0, 0], attributes));
-    }
-    batch.extend(frame(BATCH_END));
-    batch
 }
 
 /// A list of one element of a set.
 fn element(key: &[u8]) -> Vec<u8> {
-    let nested = |inner: Vec<u8>| attribute(FIRST_NESTED, &inner);
-    attribute(ELEMENTS, &nested(nested(attribute(VALUE, key))))
-}
-
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), b"\0"].concat())
-}
-
-/// A netlink attribute. Those here are shorter than 64 KiB: a table's name has fewer than 256 bytes, and see
-/// [`ELEMENTS_PER_MESSAGE`].
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = 4 + value.len();
-    let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
-    bytes.extend((length as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(length.next_multiple_of(4), 0);
-    bytes
-}
-
-/// A netlink message with netfilter's own header (`nfgenmsg`) before its attributes.
-fn message(kind: u16, flags: u16, sequence: u32, nfgenmsg: [u8; 4], attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + nfgenmsg.len() + attributes.len();
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend((length as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0u32.to_ne_bytes());
-    bytes.extend(nfgenmsg);
-    bytes.extend(attributes);
-    bytes
-}
-
-/// What the kernel says of a batch: 0, or an errno below zero. `None` if it is not in there.
-fn verdict(mut answers: &[u8]) -> Option<i32> {
-    loop {
-        let length = usize::try_from(u32::from_ne_bytes(*answers.first_chunk()?)).ok()?;
-        let answer = answers.get(..length).filter(|answer| answer.len() >= HEADER + 4)?;
-        let word = |at: usize| answer.get(at..)?.first_chunk::<4>().copied();
-        let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
-        let code = i32::from_ne_bytes(word(HEADER)?);
-        // A refusal of another message, or of the batch as a whole, comes before or in place of the last one's answer.
-        if kind == ERROR && (u32::from_ne_bytes(word(8)?) == LAST || code != 0) {
-            return Some(code);
-        }
-        answers = answers.get(length.next_multiple_of(4)..)?;
-    }
+    nested(ELEMENTS, &nested(FIRST, &nested(FIRST, &attribute(VALUE, key))))
 }
 
 #[cfg(test)]
@@ -556,21 +402,5 @@ mod tests {
         let ranges = ["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "11.0.0.0/8", "10.0.0.0/24"].map(prefix);
         assert_eq!(outermost(ranges.iter()), ["10.0.0.0/8", "11.0.0.0/8"].map(prefix));
         assert_eq!(outermost([prefix("1.2.3.4/32"), prefix("0.0.0.0/0")].iter()), [prefix("0.0.0.0/0")]);
-    }
-
-    #[test]
-    fn a_verdict_is_found_among_answers_and_never_beyond_them() {
-        let answer = |sequence, code: i32| {
-            let mut bytes = message(ERROR, 0, sequence, code.to_ne_bytes(), &[0; 16]);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes
-        };
-        assert_eq!(verdict(&[answer(1, 0), answer(LAST, -2)].concat()), Some(-2));
-        assert_eq!(verdict(&answer(1, -1)), Some(-1));
-        let whole = [answer(1, 0), answer(LAST, 0)].concat();
-        assert_eq!(verdict(&whole), Some(0));
-        for length in 0..whole.len() {
-            assert_eq!(verdict(&whole[..length]), None);
-        }
     }
 }

@@ -1,0 +1,491 @@
+//! A client of one profile, on the gateway's own data plane.
+//!
+//! 1. the gateways' names, while the host's own routes are in force
+//! 2. fork, unless in the foreground: the parent waits for the verdict
+//! 3. lock: `/run/ringway/NAME/`; PreUp
+//! 4. device, sockets and threads ([`super::Gateway::start`]); keys and peers; UAPI socket
+//! 5. kill switch; addresses, routes, rules ([`crate::client::tunnel`]); resolver; PostUp
+//! 6. privileges are given up, unless programs are to be run later: commands, nft or resolvconf
+//! 7. the first handshake, or why there is none; now the parent exits
+//! 8. serve until a signal, or until [`down`] takes the socket away
+//! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
+
+mod silence;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, bail};
+use caps::Capability;
+
+use super::exporter::Pages;
+use super::home::{self, HomeError, RunDir};
+use super::serving::{Serving, block_on, protect};
+use super::{Gateway, Settings, appliance};
+use crate::client::config::{RouteInfo, VpnConfig};
+use crate::client::error::VpnError;
+use crate::client::tunnel::{self, MARK, Routing, Tunnel};
+use crate::config::RUN;
+use crate::config::profile::{Hooks, Profile, Table};
+use crate::control::Control;
+use crate::control::dataplane::DataPlane as _;
+use crate::control::device::Device;
+use crate::control::server::End;
+use crate::control::socket::{DIRECTORY, LocalSocket, remove_stale, socket_path};
+use crate::control::uapi::{AllowedIp, PeerChange, SetRequest};
+use crate::net::dns::{self, Dns};
+use crate::net::guard::{self, Guard};
+use crate::net::link::LinkWatch;
+use crate::net::name::InterfaceName;
+use crate::noise::timers::Limits;
+use crate::sys::process::{self, Daemon};
+use crate::types::{Mark, Prefix};
+
+/// In the run directory: the profile's path. Only a client has it.
+const PROFILE: &str = "profile";
+/// How long the first handshake may take: four attempts.
+const PATIENCE: Duration = Duration::from_secs(18);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a client may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+/// What the control thread keeps: for netlink and kernel parameters.
+const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN];
+/// Makes a session begin at once, seconds; a profile's own takes its place.
+const BEGIN: u16 = 25;
+
+/// A client to run.
+#[derive(Debug)]
+pub struct Options {
+    /// The device's name.
+    pub name: InterfaceName,
+    /// What the profile says.
+    pub profile: Profile,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether nothing leaves this host but by the tunnel.
+    pub kill_switch: KillSwitch,
+    /// Go to the background once the gateway has answered.
+    pub background: bool,
+    /// Protocol constants.
+    pub limits: Limits,
+    /// Tells the user how it goes: a line.
+    pub say: fn(&str),
+    /// What the caller wants done about once a second while the client runs; must not wait.
+    pub each_second: fn(),
+}
+
+/// When the kill switch is raised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KillSwitch {
+    /// If a default route goes into the tunnel.
+    #[default]
+    Auto,
+    /// Always; hosts in private networks stay within reach if `local` says so.
+    On {
+        /// Whether they do.
+        local: bool,
+    },
+    /// Never.
+    Off,
+}
+
+/// Connects, and stays until it is ended.
+///
+/// # Errors
+/// What keeps it from beginning; that the gateway does not answer, and what that looks like. Then nothing is left.
+pub fn run(mut options: Options) -> anyhow::Result<()> {
+    let config = vpn_config(&options.profile);
+    config.check().map_err(VpnError::from).with_context(|| options.path.display().to_string())?;
+    let request = request(&mut options.profile)?;
+    let daemon = match options.background {
+        true => Some(process::daemonize().context("going to the background")?),
+        false => None,
+    };
+    protect();
+    block_on(serve(options, config, request, daemon))
+}
+
+async fn serve(
+    options: Options,
+    config: VpnConfig,
+    request: SetRequest,
+    daemon: Option<Daemon>,
+) -> anyhow::Result<()> {
+    let mut signalled = pin!(appliance::signalled().context("taking signals")?);
+    let (hooks, name) = (&options.profile.hooks, &options.name);
+    let ran = tokio::select! {
+        biased;
+        () = &mut signalled => return Ok(()),
+        running = Running::start(&options, &config, request) => running,
+    };
+    let mut running = match ran {
+        Ok(running) => running,
+        Err(error) => return fail(daemon, error),
+    };
+    let answered = tokio::select! {
+        biased;
+        () = &mut signalled => Ok(()),
+        answered = running.first_handshake(&options) => answered,
+    };
+    if let Err(error) = answered {
+        running.undo(hooks, name).await;
+        return fail(daemon, error);
+    }
+    if let Some(daemon) = daemon {
+        daemon.ready().context("telling the parent process")?;
+    }
+    running.until_end(signalled, hooks, name).await
+}
+
+/// Says it, once: nobody sees how a background process ends.
+fn fail(daemon: Option<Daemon>, error: anyhow::Error) -> anyhow::Result<()> {
+    let Some(daemon) = daemon else { return Err(error) };
+    daemon.fail(&format!("ringway: {error:#}"));
+    Ok(())
+}
+
+/// What was changed on the host, in the order in which it is taken back.
+struct Changed {
+    dns: Option<Dns>,
+    tunnel: Tunnel,
+    guard: Option<Guard>,
+}
+
+/// A client that is set up. In the order in which it ends.
+struct Running {
+    serving: Serving,
+    changed: Changed,
+    /// Keeps the device until its routes are gone.
+    _device: std::os::fd::OwnedFd,
+    _run_dir: RunDir,
+}
+
+impl Running {
+    async fn start(options: &Options, config: &VpnConfig, request: SetRequest) -> anyhow::Result<Self> {
+        let Options { name, profile, .. } = options;
+        let run = Path::new(RUN);
+        let run_dir = RunDir::take(&run.join(name.as_str())).map_err(|error| match error {
+            HomeError::Running { .. } => anyhow::Error::from(VpnError::VpnExists(name.clone())),
+            error => error.into(),
+        })?;
+        let after_kill = run_dir.predecessor().is_some();
+        fs::write(run.join(name.as_str()).join(PROFILE), options.path.display().to_string())
+            .context("writing down the profile")?;
+        hook("PreUp", &profile.hooks.pre_up, name)?;
+        let plan = config.check()?;
+        let device = appliance::open_device(name.as_str(), 1, after_kill).await?;
+        let kept = device.queues.first().context("no queue")?.try_clone().context("the device")?;
+        let index = device.ifindex;
+        let mut watch = LinkWatch::open(index).context("opening a netlink socket")?;
+        let mark = profile.mark.unwrap_or(MARK);
+        let settings = Settings {
+            listen_port: profile.listen_port,
+            mark,
+            limits: options.limits,
+            hello: true,
+            ..Settings::default()
+        };
+        let mut gateway = Gateway::start(device, settings)?;
+        let finish = async {
+            let mut model = Device::new(gateway.port());
+            // Of keys and peers nothing is said before the way out is known; no routes lead here yet.
+            model.apply(request, &mut gateway).context("the peers cannot be set")?;
+            let socket = LocalSocket::bind(Path::new(DIRECTORY), name)
+                .with_context(|| format!("binding {DIRECTORY}/{name}.sock"))?;
+            let guard = raise(options, config, mark)?;
+            let way = (mark, routing(profile.table));
+            match Tunnel::set_up(name, index, &plan, way, run).await {
+                Ok(tunnel) => Ok((model, socket, Changed { dns: None, tunnel, guard })),
+                Err(error) => {
+                    lower(guard);
+                    Err(error.into())
+                }
+            }
+        };
+        let (device, socket, changed) = match finish.await {
+            Ok(done) => done,
+            Err(error) => {
+                gateway.stop();
+                return Err(error);
+            }
+        };
+        let control = Control::new(device, gateway);
+        if let Ok(state) = watch.state().await {
+            control.dataplane.set_mtu(state.mtu);
+        }
+        let (_, metrics) = Pages::new(None);
+        let each_second = options.each_second;
+        let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
+        let mut running = Self { serving, changed, _device: kept, _run_dir: run_dir };
+        match running.settle(config, &profile.hooks, name) {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                running.undo(&profile.hooks, name).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The resolver, PostUp, and the end of privileges.
+    fn settle(&mut self, config: &VpnConfig, hooks: &Hooks, name: &InterfaceName) -> anyhow::Result<()> {
+        if !config.dns_addresses.is_empty() {
+            let (servers, search) = (config.dns_addresses.clone(), config.search_domains.clone());
+            let settings = dns::Settings { link: name.clone(), servers, search };
+            self.changed.dns = Some(Dns::apply(&dns::Host::here(), &settings)?);
+        }
+        hook("PostUp", &hooks.post_up, name)?;
+        let Changed { dns, guard, .. } = &self.changed;
+        if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && dns.is_none() {
+            return crate::sys::privileges::confine(None, KEPT).context("giving up privileges");
+        }
+        tracing::info!("commands, nft or resolvconf are to be run later: the control thread stays root");
+        Ok(())
+    }
+
+    /// Waits until some gateway has answered.
+    async fn first_handshake(&mut self, options: &Options) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        let Control { device, dataplane, .. } = &mut self.serving.control;
+        let asked: Vec<_> = options.profile.peers.iter().filter(|peer| peer.endpoint.is_some()).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let places: Vec<_> = asked.iter().filter_map(|peer| peer.endpoint.as_deref()).collect();
+        (options.say)(&format!("{}: asking {}", options.name, places.join(", ")));
+        let snapshot = loop {
+            let snapshot = dataplane.snapshot();
+            if snapshot.iter().any(|peer| peer.last_handshake.is_some()) {
+                break snapshot;
+            }
+            if begin.elapsed() >= PATIENCE {
+                let peer = snapshot.into_iter().find(|peer| peer.endpoint.is_some());
+                let peer = peer.context("no peer has an endpoint")?;
+                let own = device.public_key().map(|key| key.to_base64()).unwrap_or_default();
+                let written = fs::metadata(&options.path).and_then(|meta| meta.modified());
+                bail!(silence::explain(
+                    &peer,
+                    dataplane.mark,
+                    &own,
+                    written.unwrap_or(SystemTime::UNIX_EPOCH)
+                ));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        let from = snapshot.iter().find(|peer| peer.last_handshake.is_some()).and_then(|peer| peer.endpoint);
+        let from = from.map_or_else(String::new, |from| format!(" to {from}"));
+        (options.say)(&format!(
+            "{}: connected{from} in {:.2} s",
+            options.name,
+            begin.elapsed().as_secs_f64()
+        ));
+        // What made the session begin is not the profile's.
+        let silent = options.profile.peers.iter().filter(|peer| peer.keepalive == 0);
+        let peers =
+            silent.map(|peer| PeerChange { keepalive: Some(None), ..PeerChange::new(peer.public_key) });
+        let request = SetRequest { peers: peers.collect(), ..SetRequest::default() };
+        device.apply(request, dataplane).context("the keepalive")
+    }
+
+    async fn until_end(
+        self,
+        signalled: impl Future<Output = ()>,
+        hooks: &Hooks,
+        name: &InterfaceName,
+    ) -> anyhow::Result<()> {
+        let Self { serving, changed, _device, _run_dir } = self;
+        let end = serving.until_end(signalled).await;
+        take_back(changed, hooks, name).await;
+        match end? {
+            End::DeviceGone => Err(appliance::SetupError::Gone.into()),
+            End::Signal | End::SocketRemoved => Ok(()),
+        }
+    }
+
+    async fn undo(self, hooks: &Hooks, name: &InterfaceName) {
+        let Self { serving, changed, _device, _run_dir } = self;
+        drop(serving.socket);
+        serving.control.dataplane.stop();
+        take_back(changed, hooks, name).await;
+    }
+}
+
+/// Commands and routes, while the device is still there. What fails is said, and the rest is done all the same.
+async fn take_back(Changed { dns, tunnel, guard }: Changed, hooks: &Hooks, name: &InterfaceName) {
+    let pre_down = hook("PreDown", &hooks.pre_down, name);
+    let resolver = dns.map_or(Ok(()), Dns::undo).map_err(anyhow::Error::from);
+    let undone = tunnel.undo().await.map_err(anyhow::Error::from);
+    lower(guard);
+    let post_down = hook("PostDown", &hooks.post_down, name);
+    for error in [pre_down, resolver, undone, post_down].into_iter().filter_map(Result::err) {
+        tracing::warn!("{error:#}");
+    }
+}
+
+/// Raises the kill switch, before any route changes.
+fn raise(options: &Options, config: &VpnConfig, mark: Mark) -> anyhow::Result<Option<Guard>> {
+    let everything = options.profile.table == Table::Auto && config.routes.iter().any(RouteInfo::is_default);
+    let local_network = match options.kill_switch {
+        KillSwitch::Auto if everything => false,
+        KillSwitch::On { local } => local,
+        KillSwitch::Auto | KillSwitch::Off => return Ok(None),
+    };
+    let addresses = config.addresses.iter().map(|address| address.address).collect();
+    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network };
+    Ok(Some(Guard::raise(&guard)?))
+}
+
+fn lower(guard: Option<Guard>) {
+    if let Some(Err(error)) = guard.map(Guard::lower) {
+        tracing::error!(%error, "nothing leaves this host: `ringway down --force` takes the rules away");
+    }
+}
+
+/// Runs the lines of a hook, one after the other, until one fails.
+fn hook(what: &str, lines: &[String], name: &InterfaceName) -> anyhow::Result<()> {
+    for line in lines {
+        let line = line.replace("%i", name.as_str());
+        tracing::info!(command = line, "{what}");
+        let status =
+            Command::new("sh").args(["-c", &line]).status().with_context(|| format!("{what}: sh"))?;
+        if !status.success() {
+            bail!("{what} failed ({status}): {line}");
+        }
+    }
+    Ok(())
+}
+
+fn routing(table: Table) -> Routing {
+    match table {
+        Table::Auto => Routing::Rules,
+        Table::Off => Routing::Off,
+        Table::Number(number) => Routing::Table(number),
+    }
+}
+
+/// The profile in the words of the library. If a family's default route goes into the tunnel and of the other family
+/// nothing, that one is blocked, and its addresses and servers are left out: whoever wants everything in the tunnel
+/// wants nothing beside it.
+fn vpn_config(profile: &Profile) -> VpnConfig {
+    let taken = || profile.peers.iter().flat_map(|peer| &peer.allowed_ips);
+    let of = |v4| move |prefix: &&Prefix| prefix.addr().is_ipv4() == v4;
+    let everything =
+        |v4| profile.table == Table::Auto && taken().filter(of(v4)).any(|prefix| prefix.len() == 0);
+    let is_accepted = |v4: bool| !everything(!v4) || taken().any(|prefix| of(v4)(&prefix));
+    let (is_ipv4_accepted, is_ipv6_accepted) = (is_accepted(true), is_accepted(false));
+    let accepted = |addr: &IpAddr| if addr.is_ipv4() { is_ipv4_accepted } else { is_ipv6_accepted };
+    let addresses = profile.addresses.iter().filter(|address| accepted(&address.addr()));
+    VpnConfig {
+        addresses: addresses.map(|address| (*address).into()).collect(),
+        routes: taken().map(|prefix| RouteInfo::to(*prefix)).collect(),
+        dns_addresses: profile.dns.iter().copied().filter(accepted).collect(),
+        search_domains: profile.search.clone(),
+        mtu: profile.mtu,
+        is_ipv4_accepted,
+        is_ipv6_accepted,
+        ..VpnConfig::default()
+    }
+}
+
+/// All that the profile says of keys and peers; its secrets are taken out of it.
+fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
+    let mut peers = Vec::new();
+    for peer in &mut profile.peers {
+        let endpoint = peer.endpoint.as_deref().map(resolve).transpose()?;
+        let begin = if peer.keepalive == 0 { BEGIN } else { peer.keepalive };
+        peers.push(PeerChange {
+            preshared_key: Some(peer.preshared_key.take()),
+            endpoint,
+            keepalive: endpoint.map(|_| Some(begin)),
+            allowed_ips: peer.allowed_ips.iter().copied().map(AllowedIp::Add).collect(),
+            ..PeerChange::new(peer.public_key)
+        });
+    }
+    let key = profile.private_key.take().context("the profile has no key")?;
+    let key = crate::crypto::x25519::PrivateKey::new(&key).to_secret();
+    let fwmark = Some(profile.mark.unwrap_or(MARK));
+    Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
+}
+
+/// The first address of a place that this host has a way to; else the first.
+fn resolve(place: &str) -> anyhow::Result<SocketAddr> {
+    let addresses = place.to_socket_addrs().with_context(|| {
+        format!(
+            "{place}: the gateway's name is not resolved: is the network up, and does its DNS server answer?"
+        )
+    })?;
+    let addresses: Vec<_> = addresses.collect();
+    let reachable = addresses.iter().find(|address| silence::socket_to(**address, Mark(0)).is_ok());
+    let chosen = reachable.or(addresses.first()).copied();
+    chosen.with_context(|| format!("{place}: the gateway's name has no address"))
+}
+
+/// The clients of this host, with their profiles, and the process that runs each; without one it was killed.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn list() -> io::Result<Vec<(InterfaceName, String, Option<String>)>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(RUN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if let (Some(name), Ok(profile)) = (name, fs::read_to_string(path.join(PROFILE))) {
+            found.push((name, profile, home::holder(&path)?));
+        }
+    }
+    found.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+    Ok(found)
+}
+
+/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left; true if there was
+/// anything.
+///
+/// # Errors
+/// [`VpnError::NoSuchVpn`]; one that was killed, without `force`; one that does not end.
+pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<bool> {
+    let directory = Path::new(RUN).join(name.as_str());
+    let socket = socket_path(Path::new(DIRECTORY), name);
+    let is_client = directory.join(PROFILE).exists();
+    let holder = home::holder(&directory)?;
+    if let Some(pid) = holder {
+        if !is_client {
+            bail!("{name} is a gateway's, run by process {pid}: stop that");
+        }
+        fs::remove_file(&socket).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        let begin = Instant::now();
+        while home::holder(&directory)?.is_some() {
+            if begin.elapsed() > ENDING {
+                bail!("process {pid} does not end: kill -9 {pid}, then `ringway down --force {name}`");
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        return Ok(true);
+    }
+    if !force {
+        if is_client {
+            bail!("{name} was killed: `ringway down --force {name}` takes back what it left");
+        }
+        return Err(VpnError::NoSuchVpn(name.clone()).into());
+    }
+    let cleaned = block_on(async { Ok(tunnel::clean(name, Path::new(RUN)).await?) })?;
+    dns::undo_leftovers(&dns::Host::here(), name)?;
+    guard::lower_leftovers(name)?;
+    remove_stale(&socket).with_context(|| socket.display().to_string())?;
+    if is_client {
+        fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        home::remove_above(&directory);
+    }
+    Ok(cleaned || is_client)
+}
