@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -92,7 +92,7 @@ impl<'a> Flow<'a> {
         Self { udp: Some("50M"), ..Self::tcp(client, server, to) }
     }
 
-    /// Starts it.
+    /// Starts it; returns when its streams are connected, or after five seconds.
     pub(crate) fn start(&self) -> Running {
         let mut server = self.server.line("iperf3 -s -1 --forceflush");
         let mut server =
@@ -103,8 +103,15 @@ impl<'a> Flow<'a> {
             line.clear();
             assert!(said.read_line(&mut line).unwrap() > 0, "the iperf3 server ended at once");
         }
+        let (connected, begun) = mpsc::channel();
         // Drained, or a full pipe would stop the server.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                if line.contains("connected to") {
+                    let _ = connected.send(());
+                }
+            }
+        });
         let mut line = format!("iperf3 -J -c {} -t {} -P {}", self.to, self.seconds, self.streams);
         line.push_str(&self.udp.map_or(" -C cubic".into(), |rate| format!(" -u -l 1200 -b {rate}")));
         if self.way == Way::Down {
@@ -117,6 +124,8 @@ impl<'a> Flow<'a> {
             (hosts, before)
         });
         let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("iperf3");
+        // On a busy machine a second may pass before a program has begun, and what is done to the flow hits nothing.
+        let _ = begun.recv_timeout(Duration::from_secs(5));
         Running { client: Some(client), server, unread }
     }
 
