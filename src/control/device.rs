@@ -348,6 +348,12 @@ impl Device {
         self.owners.get(prefix).copied()
     }
 
+    /// How many peers there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.by_key.len()
+    }
+
     /// Carries out a request: changes the model and tells the data plane the difference.
     ///
     /// # Errors

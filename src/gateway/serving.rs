@@ -2,6 +2,7 @@
 //! the end.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::future::Future;
 use std::time::Duration;
 
@@ -16,9 +17,11 @@ use crate::control::socket::LocalSocket;
 use crate::control::{Control, server};
 use crate::net::link::{LinkEvent, LinkWatch};
 use crate::sys::privileges::{self, Account};
-use crate::sys::process;
 use crate::sys::tun::Place;
+use crate::sys::{heap, process};
 
+/// How often the number of peers is looked at, and a change of it after which memory is worth asking for.
+const MANY: (Duration, usize) = (Duration::from_secs(1), 1000);
 /// How often a device that has been moved to another namespace is looked at.
 const MOVED_CHECK: Duration = Duration::from_secs(2);
 
@@ -95,6 +98,7 @@ impl Serving {
             () = watch_link(watch, &control) => Ok(server::End::DeviceGone),
             never = supervisor::watch(&control) => match never {},
             never = supervisor::repeat(each_second) => match never {},
+            never = settle(&control) => match never {},
             never = reload::serve(reload, &control) => match never {},
             never = exporter::serve(metrics, &control) => match never {},
             never = leasing::serve(&control) => match never {},
@@ -116,6 +120,21 @@ impl Serving {
 /// A line for the service manager.
 pub(super) fn status(gateway: &Gateway) -> String {
     format!("serving on port {} with {} workers", gateway.port(), gateway.workers())
+}
+
+/// Has the allocator give back what a request of many peers needed while it was read. Never returns.
+async fn settle(control: &RefCell<Control<Gateway>>) -> Infallible {
+    let (interval, many) = MANY;
+    // What the set-up needed counts as well.
+    let mut settled = 0_usize;
+    loop {
+        tokio::time::sleep(interval).await;
+        let peers = control.borrow().device.count();
+        if settled.abs_diff(peers) >= many {
+            heap::give_back();
+            settled = peers;
+        }
+    }
 }
 
 /// Follows the link's MTU and the host's routes. Returns when the device is gone.

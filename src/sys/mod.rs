@@ -10,6 +10,7 @@ pub mod caretaker;
 pub mod clock;
 pub mod eventfd;
 pub mod guarded;
+pub mod heap;
 pub mod host;
 pub mod interface;
 pub mod lock;
