@@ -126,14 +126,16 @@ pub(super) fn status(gateway: &Gateway) -> String {
 async fn settle(control: &RefCell<Control<Gateway>>) -> Infallible {
     let (interval, many) = MANY;
     // What the set-up needed counts as well.
-    let mut settled = 0_usize;
+    let (mut settled, mut last) = (0_usize, 0);
     loop {
         tokio::time::sleep(interval).await;
         let peers = control.borrow().device.count();
-        if settled.abs_diff(peers) >= many {
+        // Not at once: the other threads are still reading what they were told.
+        if peers == last && settled.abs_diff(peers) >= many {
             heap::give_back();
             settled = peers;
         }
+        last = peers;
     }
 }
 
