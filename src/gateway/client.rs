@@ -236,12 +236,16 @@ impl Running {
     fn settle(&mut self, config: &VpnConfig, hooks: &Hooks, name: &InterfaceName) -> anyhow::Result<()> {
         if !config.dns_addresses.is_empty() {
             let (servers, search) = (config.dns_addresses.clone(), config.search_domains.clone());
-            let settings = dns::Settings { link: name.clone(), servers, search };
+            let match_domains = config.match_domains.clone();
+            let settings = dns::Settings { link: name.clone(), servers, search, match_domains };
             self.changed.dns = Some(Dns::apply(&dns::Host::here(), &settings)?);
         }
         hook("PostUp", &hooks.post_up, name)?;
-        let Changed { dns, guard, .. } = &self.changed;
-        if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && dns.is_none() {
+        let Changed { dns, guard, .. } = &mut self.changed;
+        let ends = dns.as_ref().is_none_or(Dns::ends_with_link);
+        if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && ends {
+            // Nothing can speak to the bus any more, and the device's end does it.
+            *dns = None;
             return crate::sys::privileges::confine(None, KEPT).context("giving up privileges");
         }
         tracing::info!("commands, nft or resolvconf are to be run later: the control thread stays root");
@@ -380,11 +384,15 @@ fn vpn_config(profile: &Profile) -> VpnConfig {
     let (is_ipv4_accepted, is_ipv6_accepted) = (is_accepted(true), is_accepted(false));
     let accepted = |addr: &IpAddr| if addr.is_ipv4() { is_ipv4_accepted } else { is_ipv6_accepted };
     let addresses = profile.addresses.iter().filter(|address| accepted(&address.addr()));
+    // Whoever wants everything in the tunnel wants every name asked there.
+    let all_names =
+        everything(true) || everything(false) || profile.match_domains.iter().any(|all| all == ".");
     VpnConfig {
         addresses: addresses.map(|address| (*address).into()).collect(),
         routes: taken().map(|prefix| RouteInfo::to(*prefix)).collect(),
         dns_addresses: profile.dns.iter().copied().filter(accepted).collect(),
         search_domains: profile.search.clone(),
+        match_domains: if all_names { Vec::new() } else { profile.match_domains.clone() },
         mtu: profile.mtu,
         is_ipv4_accepted,
         is_ipv6_accepted,

@@ -43,6 +43,7 @@ mod native;
 mod offload;
 mod peer;
 mod reload;
+mod resolved;
 mod resolver;
 mod seeing;
 mod suites;

@@ -78,7 +78,7 @@ fn target(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A file's content, if there is a file.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
