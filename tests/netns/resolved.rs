@@ -8,7 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringway::net::dns::{Dns, Host as Place, Settings, undo_leftovers};
+
 use crate::appliance::state;
+use crate::errands::run_on;
 use crate::lab::{Host, Lab, machine, target, wait_until};
 use crate::peer::Peer;
 use crate::topology::GATEWAY_V4;
@@ -30,6 +33,28 @@ const BUS: &str = r#"<busconfig><type>system</type><listen>unix:path=/run/dbus/s
 <allow send_requested_reply="true" send_type="error"/><allow receive_type="method_call"/>
 <allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
 <allow send_destination="org.freedesktop.DBus"/></policy><includedir>POLICIES</includedir></busconfig>"#;
+
+/// `resolved LINK`: gives the link servers and domains; what is refused changes nothing. `unresolved LINK`: takes them
+/// back.
+pub(crate) fn errand(link: &str) {
+    let settings = |server: &str| Settings {
+        link: link.parse().unwrap(),
+        servers: ["100.64.0.1", server].map(|server| server.parse().unwrap()).into(),
+        search: vec!["example.org".to_owned()],
+        match_domains: vec!["corp.example".to_owned()],
+    };
+    let apply = |server| Dns::apply(&Place::here(), &settings(server));
+    apply("fd64::1").unwrap().undo().unwrap();
+    // The servers are the last thing that is told.
+    let refused = apply("0.0.0.0").map(drop).unwrap_err().to_string();
+    assert!(refused.contains("Invalid DNS server address"), "{refused}");
+    assert!(apply("fd64::1").unwrap().ends_with_link());
+}
+
+/// See there.
+pub(crate) fn undo(link: &str) {
+    undo_leftovers(&Place::here(), &link.parse().unwrap()).unwrap();
+}
 
 /// A process of a host's, until dropped.
 struct Service(Child);
@@ -86,7 +111,7 @@ impl Names {
     /// What a program is told about a new name below this one.
     fn ask(&self, domain: &str) -> String {
         self.asked.set(self.asked.get() + 1);
-        let said = self.host.attempt(&format!("getent ahostsv4 n{}.{domain}", self.asked.get()));
+        let said = self.host.attempt(&format!("timeout 5 getent ahostsv4 n{}.{domain}", self.asked.get()));
         let said = String::from_utf8(said.stdout).unwrap();
         said.split_whitespace().next().unwrap_or("nothing").to_owned()
     }
@@ -226,6 +251,27 @@ fn systemd_resolved_asks_the_tunnel_for_its_domain_and_the_network_for_all_else(
     let (done, told) = ringway(host, &format!("up --background {path}"));
     assert!(!done && told.contains("systemd-resolved, which answers for this host's programs"), "{told}");
     assert_eq!(state(host), before.1);
+}
+
+#[test]
+fn what_a_link_was_told_is_taken_back_while_the_link_is_there() {
+    let Some(lab) = Lab::new() else { return };
+    let names = Names::new(&lab);
+    let host = &names.host;
+    let resolved = Resolved::start(host);
+    lab.link((host, "late0"), (&names.far, "late1"), 1500);
+    let told = |settings: &[String; 3]| {
+        let lines = settings.iter().filter_map(|said| said.lines().find(|line| line.contains("(late0)")));
+        let lines = lines.map(|line| line.rsplit_once("): ").map_or("", |(_, told)| told).to_owned());
+        lines.collect::<Vec<_>>()
+    };
+    let before = resolved.settings();
+    run_on(host, "resolved late0");
+    assert_eq!(told(&resolved.settings()), ["100.64.0.1 fd64::1", "example.org ~corp.example", "no"]);
+    for link in ["late0", "late0", "never0"] {
+        run_on(host, &format!("unresolved {link}"));
+        assert_eq!(resolved.settings(), before);
+    }
 }
 
 #[test]
