@@ -70,6 +70,7 @@ pub(crate) fn run(line: &str) -> bool {
         ["guard", tunnel, mark, local, ref addresses @ ..] => guard::errand(tunnel, mark, local, addresses),
         ["resolver"] => resolver::errand(),
         ["resolved", link] => resolved::errand(link),
+        ["refused", link] => resolved::refused(link),
         ["unresolved", link] => resolved::undo(link),
         ["unguard", tunnel] => guard::unguard(tunnel),
         ["become", user] => confinement::become_user(user),

@@ -34,21 +34,25 @@ const BUS: &str = r#"<busconfig><type>system</type><listen>unix:path=/run/dbus/s
 <allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
 <allow send_destination="org.freedesktop.DBus"/></policy><includedir>POLICIES</includedir></busconfig>"#;
 
-/// `resolved LINK`: gives the link servers and domains; what is refused changes nothing. `unresolved LINK`: takes them
-/// back.
+/// `resolved LINK`: gives the link servers and domains, twice. `unresolved LINK`: takes them back.
 pub(crate) fn errand(link: &str) {
-    let settings = |server: &str| Settings {
+    Dns::apply(&Place::here(), &settings(link, "fd64::1")).unwrap().undo().unwrap();
+    assert!(Dns::apply(&Place::here(), &settings(link, "fd64::1")).unwrap().ends_with_link());
+}
+
+/// `refused LINK`: a server that is none, which is the last thing that is told.
+pub(crate) fn refused(link: &str) {
+    let refused = Dns::apply(&Place::here(), &settings(link, "0.0.0.0")).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("Invalid DNS server address"), "{refused}");
+}
+
+fn settings(link: &str, server: &str) -> Settings {
+    Settings {
         link: link.parse().unwrap(),
         servers: ["100.64.0.1", server].map(|server| server.parse().unwrap()).into(),
         search: vec!["example.org".to_owned()],
         match_domains: vec!["corp.example".to_owned()],
-    };
-    let apply = |server| Dns::apply(&Place::here(), &settings(server));
-    apply("fd64::1").unwrap().undo().unwrap();
-    // The servers are the last thing that is told.
-    let refused = apply("0.0.0.0").map(drop).unwrap_err().to_string();
-    assert!(refused.contains("Invalid DNS server address"), "{refused}");
-    assert!(apply("fd64::1").unwrap().ends_with_link());
+    }
 }
 
 /// See there.
@@ -266,6 +270,8 @@ fn what_a_link_was_told_is_taken_back_while_the_link_is_there() {
         lines.collect::<Vec<_>>()
     };
     let before = resolved.settings();
+    run_on(host, "refused late0");
+    assert_eq!(resolved.settings(), before);
     run_on(host, "resolved late0");
     assert_eq!(told(&resolved.settings()), ["100.64.0.1 fd64::1", "example.org ~corp.example", "no"]);
     for link in ["late0", "late0", "never0"] {
