@@ -91,6 +91,8 @@ pub enum KillSwitch {
         /// Whether they do.
         local: bool,
     },
+    /// Always, and also when the client has ended: until [`down`] is told to use force.
+    Stays,
     /// Never.
     Off,
 }
@@ -334,14 +336,31 @@ async fn take_back(Changed { dns, tunnel, guard }: Changed, hooks: &Hooks, name:
 /// Raises the kill switch, before any route changes.
 fn raise(options: &Options, config: &VpnConfig, mark: Mark) -> anyhow::Result<Option<Guard>> {
     let everything = options.profile.table == Table::Auto && config.routes.iter().any(RouteInfo::is_default);
-    let local_network = match options.kill_switch {
-        KillSwitch::Auto if everything => false,
-        KillSwitch::On { local } => local,
+    let (local_network, stays) = match options.kill_switch {
+        KillSwitch::Auto if everything => (false, false),
+        KillSwitch::On { local } => (local, false),
+        KillSwitch::Stays => (false, true),
         KillSwitch::Auto | KillSwitch::Off => return Ok(None),
     };
     let addresses = config.addresses.iter().map(|address| address.address).collect();
-    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network };
+    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network, stays };
     Ok(Some(Guard::raise(&guard)?))
+}
+
+/// Raises a profile's kill switch without a client, as before the network is up, until [`down`] is told to use force.
+///
+/// # Errors
+/// What is wrong with the profile; a client of this name runs, and has or has not its own; what nftables says.
+pub fn raise_alone(name: InterfaceName, profile: &Profile) -> anyhow::Result<()> {
+    if let Some(pid) = home::holder(&Path::new(RUN).join(name.as_str()))? {
+        bail!("{name} is run by process {pid}: `ringway down {name}`, or `ringway up --kill-switch always`");
+    }
+    let config = vpn_config(profile);
+    config.check().map_err(VpnError::from)?;
+    let addresses = config.addresses.iter().map(|address| address.address).collect();
+    let mark = profile.mark.unwrap_or(MARK);
+    let options = guard::Options { tunnel: name, mark, addresses, local_network: false, stays: true };
+    Ok(Guard::raise(&options)?.lower()?)
 }
 
 fn lower(guard: Option<Guard>) {
@@ -454,12 +473,23 @@ pub fn list() -> io::Result<Vec<(InterfaceName, String, Option<String>)>> {
     Ok(found)
 }
 
-/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left; true if there was
-/// anything.
+/// What [`down`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A client, or what one left: it is gone.
+    Down,
+    /// The same, but for its kill switch, which was to stay.
+    Guarded,
+    /// Nothing.
+    Nothing,
+}
+
+/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left, and a kill switch that
+/// was to stay.
 ///
 /// # Errors
 /// [`VpnError::NoSuchVpn`]; one that was killed, without `force`; one that does not end.
-pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<bool> {
+pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
     let directory = Path::new(RUN).join(name.as_str());
     let socket = socket_path(Path::new(DIRECTORY), name);
     let is_client = directory.join(PROFILE).exists();
@@ -479,21 +509,24 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<bool> {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
-        return Ok(true);
-    }
-    if !force {
+        if !force {
+            return Ok(if guard::is_raised(name) { Ended::Guarded } else { Ended::Down });
+        }
+    } else if !force {
         if is_client {
             bail!("{name} was killed: `ringway down --force {name}` takes back what it left");
         }
         return Err(VpnError::NoSuchVpn(name.clone()).into());
     }
+    let left = directory.join(PROFILE).exists();
+    let raised = guard::is_raised(name);
     let cleaned = block_on(async { Ok(tunnel::clean(name, Path::new(RUN)).await?) })?;
     dns::undo_leftovers(&dns::Host::here(), name)?;
     guard::lower_leftovers(name)?;
     remove_stale(&socket).with_context(|| socket.display().to_string())?;
-    if is_client {
+    if left {
         fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
         home::remove_above(&directory);
     }
-    Ok(cleaned || is_client)
+    Ok(if is_client || cleaned || raised { Ended::Down } else { Ended::Nothing })
 }

@@ -4,7 +4,8 @@
 //!    one transaction; tables of that tunnel that a killed process left are replaced in it, so there is no gap
 //! 2. [`Guard::change`] when the tunnel has other addresses
 //! 3. a thread listens for changes of nftables: whatever touches our tables, such as `nft flush ruleset`, is undone
-//! 4. [`Guard::lower`] at the end, or [`lower_leftovers`] for what a killed process left
+//! 4. [`Guard::lower`] at the end, or [`lower_leftovers`] for what a killed process left, and for what is to stay until
+//!    then ([`Options::stays`])
 //!
 //! What may leave all the same, and what is not covered: `docs/decisions/0063-kill-switch.md`. The rules are the
 //! kernel's: they hold when this process is gone. A guard that is dropped without [`Guard::lower`] stays raised.
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::net::name::InterfaceName;
-use crate::net::nft::{NftError, Transactions};
+use crate::net::nft::{self, NftError, Transactions};
 use crate::sys::eventfd::EventFd;
 use crate::types::Mark;
 
@@ -40,6 +41,8 @@ pub struct Options {
     /// Whether hosts in 10/8, 169.254/16, 172.16/12, 192.168/16, fc00::/7 and fe80::/10 stay within reach, but for
     /// asking them for names.
     pub local_network: bool,
+    /// Whether the rules outlive [`Guard::lower`]: only [`lower_leftovers`] takes them away.
+    pub stays: bool,
 }
 
 /// Why there is no kill switch.
@@ -81,7 +84,7 @@ impl Guard {
         match std::thread::Builder::new().name("ringway-guard".to_owned()).spawn(move || watch.run(&rules)) {
             Ok(thread) => guard.watch = Some(thread),
             Err(error) => {
-                guard.lower()?;
+                lock(&guard.rules).delete()?;
                 return Err(GuardError::Watch(error));
             }
         }
@@ -110,13 +113,14 @@ impl Guard {
         lock(&self.rules).covers_links()
     }
 
-    /// Takes the rules away.
+    /// Takes the rules away, unless they are to stay.
     ///
     /// # Errors
     /// [`GuardError::Nft`]: then nothing leaves until [`lower_leftovers`] has been more successful.
     pub fn lower(mut self) -> Result<(), GuardError> {
         self.end_watch();
-        Ok(lock(&self.rules).delete()?)
+        let rules = lock(&self.rules);
+        if rules.stay() { Ok(()) } else { Ok(rules.delete()?) }
     }
 
     fn end_watch(&mut self) {
@@ -142,6 +146,12 @@ impl Drop for Guard {
 /// [`GuardError::Nft`].
 pub fn lower_leftovers(tunnel: &InterfaceName) -> Result<(), GuardError> {
     Ok(rules::delete(&Transactions::open()?, tunnel)?)
+}
+
+/// Whether the kill switch of a tunnel is raised, whoever did it.
+#[must_use]
+pub fn is_raised(tunnel: &InterfaceName) -> bool {
+    nft::run(&["list", "table", "inet", &ruleset::table_name(tunnel.as_str())], "").is_ok()
 }
 
 fn check(options: &Options) -> Result<(), GuardError> {

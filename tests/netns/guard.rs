@@ -99,6 +99,7 @@ pub(crate) fn errand(tunnel: &str, mark: &str, local: &str, addresses: &[&str]) 
         mark: Mark(mark.parse().unwrap()),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         local_network: local == "yes",
+        stays: local == "stays",
     };
     let guard = Guard::raise(&options).unwrap();
     assert!(guard.covers_links(), "this kernel lacks the egress hook");
