@@ -15,6 +15,7 @@
 )]
 
 mod admin;
+mod always;
 mod appliance;
 mod by_poll;
 mod comparison;
