@@ -510,7 +510,8 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
             std::thread::sleep(LOOK_AGAIN);
         }
         if !force {
-            return Ok(if guard::is_raised(name) { Ended::Guarded } else { Ended::Down });
+            let stays = guard::raised(name) == Some(guard::Raised::Stays);
+            return Ok(if stays { Ended::Guarded } else { Ended::Down });
         }
     } else if !force {
         if is_client {
@@ -519,7 +520,7 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
         return Err(VpnError::NoSuchVpn(name.clone()).into());
     }
     let left = directory.join(PROFILE).exists();
-    let raised = guard::is_raised(name);
+    let raised = guard::raised(name).is_some();
     let cleaned = block_on(async { Ok(tunnel::clean(name, Path::new(RUN)).await?) })?;
     dns::undo_leftovers(&dns::Host::here(), name)?;
     guard::lower_leftovers(name)?;

@@ -20,6 +20,8 @@ pub const MAX_SERVERS: usize = 8;
 /// Most search domains.
 pub const MAX_DOMAINS: usize = 32;
 
+/// In the directory of an interface: what was replaced.
+const RECORD: &str = "dns";
 /// A directory that systemd-resolved's files are in.
 const SYSTEMD: &str = "systemd";
 /// Where it answers (systemd-resolved.service(8)).
@@ -124,7 +126,7 @@ impl Host {
     }
 
     fn record(&self, link: &InterfaceName) -> PathBuf {
-        self.run.join(link.as_str()).join("dns")
+        self.run.join(link.as_str()).join(RECORD)
     }
 }
 

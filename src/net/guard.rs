@@ -41,7 +41,8 @@ pub struct Options {
     /// Whether hosts in 10/8, 169.254/16, 172.16/12, 192.168/16, fc00::/7 and fe80::/10 stay within reach, but for
     /// asking them for names.
     pub local_network: bool,
-    /// Whether the rules outlive [`Guard::lower`]: only [`lower_leftovers`] takes them away.
+    /// Whether the rules outlive [`Guard::lower`]: only [`lower_leftovers`] takes them away. What stays already stays,
+    /// whatever this says.
     pub stays: bool,
 }
 
@@ -77,6 +78,8 @@ impl Guard {
     pub fn raise(options: &Options) -> Result<Self, GuardError> {
         check(options)?;
         let stop = EventFd::new().map_err(GuardError::Watch)?;
+        let stays = options.stays || raised(&options.tunnel) == Some(Raised::Stays);
+        let options = &Options { stays, ..options.clone() };
         // Opened first: it is to see our own rules come, and whatever comes after them.
         let watch = Watch::open(stop.clone()).map_err(GuardError::Watch)?;
         let rules = Arc::new(Mutex::new(Rules::load(options)?));
@@ -97,7 +100,9 @@ impl Guard {
     /// See [`GuardError`].
     pub fn change(&self, options: &Options) -> Result<(), GuardError> {
         check(options)?;
-        Ok(lock(&self.rules).change(options)?)
+        let mut rules = lock(&self.rules);
+        let stays = options.stays || rules.stay();
+        Ok(rules.change(&Options { stays, ..options.clone() })?)
     }
 
     /// How often the rules were put back because somebody else had touched them.
@@ -148,10 +153,21 @@ pub fn lower_leftovers(tunnel: &InterfaceName) -> Result<(), GuardError> {
     Ok(rules::delete(&Transactions::open()?, tunnel)?)
 }
 
-/// Whether the kill switch of a tunnel is raised, whoever did it.
+/// A kill switch that is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// Until its client ends.
+    WhileUp,
+    /// Until [`lower_leftovers`].
+    Stays,
+}
+
+/// Whether the kill switch of a tunnel is raised, whoever did it, and for how long.
 #[must_use]
-pub fn is_raised(tunnel: &InterfaceName) -> bool {
-    nft::run(&["list", "table", "inet", &ruleset::table_name(tunnel.as_str())], "").is_ok()
+pub fn raised(tunnel: &InterfaceName) -> Option<Raised> {
+    let rules = nft::run(&["list", "table", "inet", &ruleset::table_name(tunnel.as_str())], "").ok()?;
+    let stays = String::from_utf8_lossy(&rules).contains(&format!("chain {} {{", ruleset::STAYS));
+    Some(if stays { Raised::Stays } else { Raised::WhileUp })
 }
 
 fn check(options: &Options) -> Result<(), GuardError> {

@@ -62,8 +62,9 @@ fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
     plug(&lab, &far, &host);
     assert_held(&far, &host, "since the start");
 
-    for end in ["down vpn0", "down --force vpn0"] {
-        let (done, told) = ringway(&host, &format!("up --background --kill-switch always {path}"));
+    // What stays does so whatever a client is told; then one that is told so itself.
+    for (switch, end) in [("auto", "down vpn0"), ("auto", "down --force vpn0"), ("always", "down vpn0")] {
+        let (done, told) = ringway(&host, &format!("up --background --kill-switch {switch} {path}"));
         assert!(done, "{told}");
         must_reach(&host, GATEWAY_V4);
         must_reach(&host, FAR_V6);
@@ -76,6 +77,7 @@ fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
             assert_held(&far, &host, "after the end");
         }
     }
+    assert_eq!(ringway(&host, "down vpn0 --force"), (true, "vpn0: down\n".to_owned()));
     assert_eq!((ping(&host, FAR_V4, 1, 56), ping(&host, FAR_V6, 1, 56)), (1, 1));
 
     // There is no client, and something to take away all the same.

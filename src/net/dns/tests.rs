@@ -91,6 +91,27 @@ fn what_a_killed_process_left_is_put_back_once() {
 }
 
 #[test]
+fn tunnels_end_in_any_order() {
+    let names = ["wg0", "wg1", "wg2"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let scratch = Scratch::new("dns");
+        let host = host(&scratch);
+        for name in names {
+            let _ = Dns::apply(&host, &Settings { link: name.parse().unwrap(), ..settings() }).unwrap();
+        }
+        let mut up = vec![0, 1, 2];
+        for ended in order {
+            undo_leftovers(&host, &names[ended].parse().unwrap()).unwrap();
+            up.retain(|one| *one != ended);
+            match up.last() {
+                Some(last) => assert!(now(&host).contains(names[*last]), "{order:?}: {}", now(&host)),
+                None => assert_eq!(now(&host), BEFORE, "{order:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn what_somebody_else_has_written_since_stays() {
     let scratch = Scratch::new("dns");
     let host = host(&scratch);
