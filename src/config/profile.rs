@@ -368,7 +368,8 @@ mod tests {
     fn whole() -> String {
         format!(
             "# Ringway profile 1: made by somebody\n[Interface]\nPrivateKey = {KEY}\nAddress = 100.64.0.2/10, \
-             fd64::2/64\naddress=10.0.0.1\nDNS = 100.64.0.1, example.org, ~corp.example, ~.\nMTU = 1380\nTable = 0x10\nFwMark = 51820\n\
+             fd64::2/64\naddress=10.0.0.1\nDNS = 100.64.0.1, example.org, ~corp.example, ~.\n\
+             MTU = 1380\nTable = 0x10\nFwMark = 51820\n\
              SaveConfig = true\nPostUp = echo a=b %i # why\nPostUp = true\n\n[Peer]\nPublicKey = {KEY}\n\
              PresharedKey = {KEY}\nAllowedIPs = 0.0.0.0/0, 10.1.2.3/8\nEndpoint = [fd00::1]:51820\n\
              PersistentKeepalive = 25\n[Peer]\nPublicKey={KEY}\nPersistentKeepalive=off\n"

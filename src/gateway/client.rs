@@ -484,8 +484,8 @@ pub enum Ended {
     Nothing,
 }
 
-/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left, and a kill switch that
-/// was to stay.
+/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left, and a kill switch
+/// that was to stay.
 ///
 /// # Errors
 /// [`VpnError::NoSuchVpn`]; one that was killed, without `force`; one that does not end.

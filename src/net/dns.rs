@@ -1,7 +1,7 @@
 //! The host's resolver while a tunnel is up: which servers programs ask, and what was there before.
 //!
-//! Where resolv.conf(5) is systemd-resolved's, that is told by D-Bus, for the link alone; else resolvconf where there is
-//! one; else the file is replaced. What is replaced is recorded first, in `/run/ringway/IF/dns`, so that whoever comes
+//! Where resolv.conf(5) is systemd-resolved's, that is told by D-Bus, for the link alone; else resolvconf where there
+//! is one; else the file is replaced. What is replaced is recorded first, in `/run/ringway/IF/dns`, so that whoever comes
 //! after a killed process can put it back; nothing is put back over what somebody else has written since.
 
 use std::fs;
