@@ -1,8 +1,8 @@
 //! The host's resolver while a tunnel is up: which servers programs ask, and what was there before.
 //!
 //! Where resolv.conf(5) is systemd-resolved's, that is told by D-Bus, for the link alone; else resolvconf where there
-//! is one; else the file is replaced. What is replaced is recorded first, in `/run/ringway/IF/dns`, so that whoever comes
-//! after a killed process can put it back; nothing is put back over what somebody else has written since.
+//! is one; else the file is replaced. What is replaced is recorded first, in `/run/ringway/IF/dns`, so that whoever
+//! comes after a killed process can put it back; nothing is put back over what somebody else has written since.
 
 use std::fs;
 use std::io;
@@ -131,8 +131,8 @@ impl Host {
 }
 
 impl Dns {
-    /// Has programs ask the tunnel's servers, and no others but for what [`Settings::match_domains`] leaves to them. What
-    /// a killed process left for that tunnel is replaced, without a moment of the old servers in between. With
+    /// Has programs ask the tunnel's servers, and no others but for what [`Settings::match_domains`] leaves to them.
+    /// What a killed process left for that tunnel is replaced, without a moment of the old servers in between. With
     /// systemd-resolved the link must be there.
     ///
     /// # Errors

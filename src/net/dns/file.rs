@@ -43,8 +43,8 @@ pub(super) fn replace(host: &Host, settings: &Settings) -> Result<(), DnsError> 
     write(&record.file, &record.set, MODE).map_err(|error| failed(&record.file, error))
 }
 
-/// Puts back what the record holds, unless somebody else has written since. If that was a later tunnel, it is handed what
-/// was there before this one.
+/// Puts back what the record holds, unless somebody else has written since. If that was a later tunnel, it is handed
+/// what was there before this one.
 pub(super) fn restore(host: &Host, link: &InterfaceName) -> Result<(), DnsError> {
     let path = host.record(link);
     let Some(Record { file, set, found }) = load(&path)? else { return Ok(()) };
