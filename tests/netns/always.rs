@@ -30,8 +30,9 @@ fn plug(lab: &Lab, far: &Host, host: &Host) {
 /// What a host that tries everything gets out.
 fn leaves(far: &Host, host: &Host) -> BTreeSet<String> {
     arrives(far, "f0", || {
-        let address = "use Socket; socket(my $s, AF_INET, SOCK_DGRAM, 0) or die; setsockopt($s, SOL_SOCKET, SO_BROADCAST, 1); \
-            setsockopt($s, SOL_SOCKET, 25, \"e0\\0\") or die; bind($s, pack_sockaddr_in(68, INADDR_ANY)) or die; \
+        let address = "use Socket; socket(my $s, AF_INET, SOCK_DGRAM, 0) or die; \
+            setsockopt($s, SOL_SOCKET, SO_BROADCAST, 1); setsockopt($s, SOL_SOCKET, 25, \"e0\\0\") or die; \
+            bind($s, pack_sockaddr_in(68, INADDR_ANY)) or die; \
             send($s, 'plain', 0, pack_sockaddr_in(67, inet_aton('255.255.255.255')));";
         assert!(host.command("perl").args(["-e", address]).status().unwrap().success());
         for (to, port) in [(FAR_V4, 7001), ("198.18.0.1", 7002), ("198.18.0.1", 53), (FAR_V4, 53)] {
