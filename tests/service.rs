@@ -9,6 +9,7 @@ use std::process::Command;
 use ringway::gateway::failure::Failure;
 
 const UNITS: [&str; 2] = ["ringway.service", "ringway@.service"];
+const GUARD: &str = "ringway-guard@.service";
 
 fn unit(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)).unwrap()
@@ -51,7 +52,7 @@ fn systemd_accepts_the_units() {
     let dir = std::env::temp_dir().join(format!("ringway-{}-units", std::process::id()));
     fs::create_dir(&dir).unwrap();
     let mut paths = Vec::new();
-    for name in UNITS {
+    for name in UNITS.into_iter().chain([GUARD]) {
         // It looks for the program.
         let here = unit(name).replace("/usr/bin/ringway", env!("CARGO_BIN_EXE_ringway"));
         let path = dir.join(name.replace('@', "@one"));

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::admin::print;
 use crate::client::connection::check_privilege;
-use crate::gateway::client;
+use crate::gateway::client::{self, Ended};
 use crate::net::name::InterfaceName;
 
 /// `down NAME [--force]`
@@ -12,7 +12,7 @@ use crate::net::name::InterfaceName;
 pub struct DownArgs {
     /// The connection
     name: InterfaceName,
-    /// Also take back what one left that was killed
+    /// Also take back what one left that was killed, and a kill switch that was to stay
     #[arg(long)]
     force: bool,
 }
@@ -23,6 +23,12 @@ pub struct DownArgs {
 /// There is no such connection, or it does not end.
 pub fn run(args: &DownArgs) -> anyhow::Result<()> {
     check_privilege()?;
-    let done = client::down(&args.name, args.force)?;
-    print(&format!("{}: {}\n", args.name, if done { "down" } else { "nothing was left" }))
+    let name = &args.name;
+    print(&match client::down(name, args.force)? {
+        Ended::Down => format!("{name}: down\n"),
+        Ended::Guarded => {
+            format!("{name}: down; nothing leaves this host until `ringway down --force {name}`\n")
+        }
+        Ended::Nothing => format!("{name}: nothing was left\n"),
+    })
 }

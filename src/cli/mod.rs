@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod down;
 pub mod events;
 pub mod gateway;
+pub mod guard;
 pub mod import;
 pub mod invite;
 pub mod join;
@@ -71,6 +72,8 @@ enum Verb {
     Up(up::UpArgs),
     /// End such a connection
     Down(down::DownArgs),
+    /// Let nothing leave this host but by a profile's tunnel, also before it is up: for the start of the host
+    Guard(guard::GuardArgs),
     /// The connections of this host
     Status(status::StatusArgs),
     /// Who has which address of a running gateway, and who had it
@@ -138,6 +141,7 @@ pub fn run() -> ExitCode {
         Some(Verb::Join(args)) => join::run(&args),
         Some(Verb::Up(args)) => up::run(&args),
         Some(Verb::Down(args)) => down::run(&args),
+        Some(Verb::Guard(args)) => guard::run(&args),
         Some(Verb::Status(args)) => status::run(&args),
         Some(Verb::Lease(args)) => lease::run_lease(&args),
         Some(Verb::Pool(args)) => lease::run_pool(&args),

@@ -20,7 +20,7 @@ pub struct UpArgs {
     #[arg(value_name = "PROFILE|FILE")]
     profile: String,
     /// Let nothing leave this host but by the tunnel: auto (if the profile takes everything), on, local (on, with
-    /// private networks within reach), off
+    /// private networks within reach), always (on, and after the end until `ringway down --force`), off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = kill_switch)]
     kill_switch: KillSwitch,
     /// Return once the gateway has answered
@@ -60,13 +60,14 @@ fn kill_switch(word: &str) -> Result<KillSwitch, &'static str> {
         "auto" => Ok(KillSwitch::Auto),
         "on" => Ok(KillSwitch::On { local: false }),
         "local" => Ok(KillSwitch::On { local: true }),
+        "always" => Ok(KillSwitch::Stays),
         "off" => Ok(KillSwitch::Off),
-        _ => Err("it is none of auto, on, local, off"),
+        _ => Err("it is none of auto, on, local, always, off"),
     }
 }
 
 /// The device's name, and the profile's file.
-fn place(word: &str) -> anyhow::Result<(InterfaceName, PathBuf)> {
+pub(super) fn place(word: &str) -> anyhow::Result<(InterfaceName, PathBuf)> {
     let path = if word.contains('/') || word.ends_with(".conf") {
         std::path::absolute(word).context("the present directory")?
     } else {

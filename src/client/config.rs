@@ -86,6 +86,8 @@ pub struct VpnConfig {
     pub dns_addresses: Vec<IpAddr>,
     /// Domains to look for names in.
     pub search_domains: Vec<String>,
+    /// If there are any, `dns_addresses` are asked for names below these and below `search_domains` only.
+    pub match_domains: Vec<String>,
     /// Bytes of an IP packet, 576 (with IPv6 1280) to 65,440; `None`: [`DEFAULT_MTU`].
     pub mtu: Option<u32>,
     /// False: no IPv4 packet leaves this host, in the tunnel or beside it, but protected ones.
@@ -105,6 +107,7 @@ impl Default for VpnConfig {
             routes: Vec::new(),
             dns_addresses: Vec::new(),
             search_domains: Vec::new(),
+            match_domains: Vec::new(),
             mtu: None,
             is_ipv4_accepted: true,
             is_ipv6_accepted: false,
@@ -208,9 +211,9 @@ impl VpnConfig {
     }
 
     fn check_names(&self) -> Result<(), InvalidValue> {
-        for (field, count) in
-            [("dns_addresses", self.dns_addresses.len()), ("search_domains", self.search_domains.len())]
-        {
+        let domains = [("search_domains", &self.search_domains), ("match_domains", &self.match_domains)];
+        let counts = domains.map(|(field, domains)| (field, domains.len()));
+        for (field, count) in [("dns_addresses", self.dns_addresses.len())].into_iter().chain(counts) {
             if count > MAX_NAMES {
                 return Err(invalid(field, format!("more than {MAX_NAMES}")));
             }
@@ -223,10 +226,13 @@ impl VpnConfig {
             }
             self.check_family(*server).map_err(|reason| refused(&reason))?;
         }
-        for (i, domain) in self.search_domains.iter().enumerate() {
-            if !is_domain(domain) {
-                return Err(invalid(format!("search_domains[{i}]"), format!("{domain:?} is no domain")));
+        for (field, domains) in domains {
+            if let Some((i, domain)) = domains.iter().enumerate().find(|(_, domain)| !is_domain(domain)) {
+                return Err(invalid(format!("{field}[{i}]"), format!("{domain:?} is no domain")));
             }
+        }
+        if self.dns_addresses.is_empty() && !self.match_domains.is_empty() {
+            return Err(invalid("match_domains", "there is no server to be asked for them".to_owned()));
         }
         Ok(())
     }
@@ -335,6 +341,12 @@ mod tests {
             (
                 VpnConfig { search_domains: vec!["a..b".to_owned()], ..both() },
                 "search_domains[0]",
+                "no domain",
+            ),
+            (VpnConfig { match_domains: vec!["a".to_owned()], ..v4() }, "match_domains", "no server"),
+            (
+                VpnConfig { match_domains: vec![".".to_owned()], ..dns("198.18.0.1") },
+                "match_domains[0]",
                 "no domain",
             ),
             (

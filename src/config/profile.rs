@@ -30,6 +30,9 @@ pub struct Profile {
     pub dns: Vec<IpAddr>,
     /// `DNS`, the domains.
     pub search: Vec<String>,
+    /// `DNS`, the domains after `~`: if there are any, the servers are asked for names below these and below `search`
+    /// only. `~.` is every name.
+    pub match_domains: Vec<String>,
     /// `MTU`, bytes.
     pub mtu: Option<u32>,
     /// `ListenPort`; 0 for any.
@@ -236,9 +239,13 @@ impl Profile {
             "address" => list(value, &mut self.addresses)?,
             "dns" => {
                 for one in words(value) {
+                    let (domains, domain) = match one.strip_prefix('~') {
+                        Some(domain) => (&mut self.match_domains, domain),
+                        None => (&mut self.search, one),
+                    };
                     match one.parse() {
                         Ok(server) => self.dns.push(server),
-                        Err(_) if is_domain(one) => self.search.push(one.to_owned()),
+                        Err(_) if is_domain(domain) || one == "~." => domains.push(domain.to_owned()),
                         Err(_) => return Err(format!("{one:?} is neither an IP address nor a domain")),
                     }
                 }
@@ -361,7 +368,8 @@ mod tests {
     fn whole() -> String {
         format!(
             "# Ringway profile 1: made by somebody\n[Interface]\nPrivateKey = {KEY}\nAddress = 100.64.0.2/10, \
-             fd64::2/64\naddress=10.0.0.1\nDNS = 100.64.0.1, example.org\nMTU = 1380\nTable = 0x10\nFwMark = 51820\n\
+             fd64::2/64\naddress=10.0.0.1\nDNS = 100.64.0.1, example.org, ~corp.example, ~.\n\
+             MTU = 1380\nTable = 0x10\nFwMark = 51820\n\
              SaveConfig = true\nPostUp = echo a=b %i # why\nPostUp = true\n\n[Peer]\nPublicKey = {KEY}\n\
              PresharedKey = {KEY}\nAllowedIPs = 0.0.0.0/0, 10.1.2.3/8\nEndpoint = [fd00::1]:51820\n\
              PersistentKeepalive = 25\n[Peer]\nPublicKey={KEY}\nPersistentKeepalive=off\n"
@@ -371,10 +379,11 @@ mod tests {
     #[test]
     fn all_that_wg_quick_knows_is_read() {
         let profile = Profile::parse(&whole()).unwrap();
+        let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
         assert_eq!(format!("{:?}", profile.addresses), "[100.64.0.2/10, fd64::2/64, 10.0.0.1/32]");
         assert_eq!(
-            (format!("{:?}", profile.dns), profile.search),
-            ("[100.64.0.1]".to_owned(), vec!["example.org".to_owned()])
+            (format!("{:?}", profile.dns), profile.search, profile.match_domains),
+            ("[100.64.0.1]".to_owned(), words(&["example.org"]), words(&["corp.example", "."]))
         );
         assert_eq!(
             (profile.mtu, profile.table, profile.mark),
@@ -395,6 +404,8 @@ mod tests {
             ("Table = 0x10", "Table = ten", 8, "32 bits"),
             ("MTU = 1380", "MTU = -1", 7, "fits here"),
             ("DNS = 100", "DNS = a..b, 100", 6, "neither an IP"),
+            ("~corp", "~~corp", 6, "neither an IP"),
+            ("~.", ".", 6, "neither an IP"),
             ("Address = 100.64.0.2/10", "Address = 100.64.0.2/33", 4, "up to 32"),
             ("Endpoint = [fd00::1]:51820", "Endpoint = host", 18, "HOST:PORT"),
             ("Endpoint = [fd00::1]:51820", "Endpont = host:1", 18, "no key of [Peer]"),

@@ -91,6 +91,8 @@ pub enum KillSwitch {
         /// Whether they do.
         local: bool,
     },
+    /// Always, and also when the client has ended: until [`down`] is told to use force.
+    Stays,
     /// Never.
     Off,
 }
@@ -236,12 +238,16 @@ impl Running {
     fn settle(&mut self, config: &VpnConfig, hooks: &Hooks, name: &InterfaceName) -> anyhow::Result<()> {
         if !config.dns_addresses.is_empty() {
             let (servers, search) = (config.dns_addresses.clone(), config.search_domains.clone());
-            let settings = dns::Settings { link: name.clone(), servers, search };
+            let match_domains = config.match_domains.clone();
+            let settings = dns::Settings { link: name.clone(), servers, search, match_domains };
             self.changed.dns = Some(Dns::apply(&dns::Host::here(), &settings)?);
         }
         hook("PostUp", &hooks.post_up, name)?;
-        let Changed { dns, guard, .. } = &self.changed;
-        if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && dns.is_none() {
+        let Changed { dns, guard, .. } = &mut self.changed;
+        let ends = dns.as_ref().is_none_or(Dns::ends_with_link);
+        if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && ends {
+            // Nothing can speak to the bus any more, and the device's end does it.
+            *dns = None;
             return crate::sys::privileges::confine(None, KEPT).context("giving up privileges");
         }
         tracing::info!("commands, nft or resolvconf are to be run later: the control thread stays root");
@@ -330,14 +336,31 @@ async fn take_back(Changed { dns, tunnel, guard }: Changed, hooks: &Hooks, name:
 /// Raises the kill switch, before any route changes.
 fn raise(options: &Options, config: &VpnConfig, mark: Mark) -> anyhow::Result<Option<Guard>> {
     let everything = options.profile.table == Table::Auto && config.routes.iter().any(RouteInfo::is_default);
-    let local_network = match options.kill_switch {
-        KillSwitch::Auto if everything => false,
-        KillSwitch::On { local } => local,
+    let (local_network, stays) = match options.kill_switch {
+        KillSwitch::Auto if everything => (false, false),
+        KillSwitch::On { local } => (local, false),
+        KillSwitch::Stays => (false, true),
         KillSwitch::Auto | KillSwitch::Off => return Ok(None),
     };
     let addresses = config.addresses.iter().map(|address| address.address).collect();
-    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network };
+    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network, stays };
     Ok(Some(Guard::raise(&guard)?))
+}
+
+/// Raises a profile's kill switch without a client, as before the network is up, until [`down`] is told to use force.
+///
+/// # Errors
+/// What is wrong with the profile; a client of this name runs, and has or has not its own; what nftables says.
+pub fn raise_alone(name: InterfaceName, profile: &Profile) -> anyhow::Result<()> {
+    if let Some(pid) = home::holder(&Path::new(RUN).join(name.as_str()))? {
+        bail!("{name} is run by process {pid}: `ringway down {name}`, or `ringway up --kill-switch always`");
+    }
+    let config = vpn_config(profile);
+    config.check().map_err(VpnError::from)?;
+    let addresses = config.addresses.iter().map(|address| address.address).collect();
+    let mark = profile.mark.unwrap_or(MARK);
+    let options = guard::Options { tunnel: name, mark, addresses, local_network: false, stays: true };
+    Ok(Guard::raise(&options)?.lower()?)
 }
 
 fn lower(guard: Option<Guard>) {
@@ -380,11 +403,15 @@ fn vpn_config(profile: &Profile) -> VpnConfig {
     let (is_ipv4_accepted, is_ipv6_accepted) = (is_accepted(true), is_accepted(false));
     let accepted = |addr: &IpAddr| if addr.is_ipv4() { is_ipv4_accepted } else { is_ipv6_accepted };
     let addresses = profile.addresses.iter().filter(|address| accepted(&address.addr()));
+    // Whoever wants everything in the tunnel wants every name asked there.
+    let all_names =
+        everything(true) || everything(false) || profile.match_domains.iter().any(|all| all == ".");
     VpnConfig {
         addresses: addresses.map(|address| (*address).into()).collect(),
         routes: taken().map(|prefix| RouteInfo::to(*prefix)).collect(),
         dns_addresses: profile.dns.iter().copied().filter(accepted).collect(),
         search_domains: profile.search.clone(),
+        match_domains: if all_names { Vec::new() } else { profile.match_domains.clone() },
         mtu: profile.mtu,
         is_ipv4_accepted,
         is_ipv6_accepted,
@@ -446,12 +473,23 @@ pub fn list() -> io::Result<Vec<(InterfaceName, String, Option<String>)>> {
     Ok(found)
 }
 
-/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left; true if there was
-/// anything.
+/// What [`down`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A client, or what one left: it is gone.
+    Down,
+    /// The same, but for its kill switch, which was to stay.
+    Guarded,
+    /// Nothing.
+    Nothing,
+}
+
+/// Ends a client and waits until it is gone. With `force` also takes back what a killed one left, and a kill switch
+/// that was to stay.
 ///
 /// # Errors
 /// [`VpnError::NoSuchVpn`]; one that was killed, without `force`; one that does not end.
-pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<bool> {
+pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
     let directory = Path::new(RUN).join(name.as_str());
     let socket = socket_path(Path::new(DIRECTORY), name);
     let is_client = directory.join(PROFILE).exists();
@@ -471,21 +509,25 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<bool> {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
-        return Ok(true);
-    }
-    if !force {
+        if !force {
+            let stays = guard::raised(name) == Some(guard::Raised::Stays);
+            return Ok(if stays { Ended::Guarded } else { Ended::Down });
+        }
+    } else if !force {
         if is_client {
             bail!("{name} was killed: `ringway down --force {name}` takes back what it left");
         }
         return Err(VpnError::NoSuchVpn(name.clone()).into());
     }
+    let left = directory.join(PROFILE).exists();
+    let raised = guard::raised(name).is_some();
     let cleaned = block_on(async { Ok(tunnel::clean(name, Path::new(RUN)).await?) })?;
     dns::undo_leftovers(&dns::Host::here(), name)?;
     guard::lower_leftovers(name)?;
     remove_stale(&socket).with_context(|| socket.display().to_string())?;
-    if is_client {
+    if left {
         fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
         home::remove_above(&directory);
     }
-    Ok(cleaned || is_client)
+    Ok(if is_client || cleaned || raised { Ended::Down } else { Ended::Nothing })
 }

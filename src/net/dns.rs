@@ -1,8 +1,8 @@
 //! The host's resolver while a tunnel is up: which servers programs ask, and what was there before.
 //!
-//! Where there is resolvconf it is told; else resolv.conf(5) is replaced. What is replaced is recorded first, in
-//! `/run/ringway/IF/dns`, so that whoever comes after a killed process can put it back; nothing is put back over what
-//! somebody else has written since. Where systemd-resolved rules, neither is done: see [`DnsError::Resolved`].
+//! Where resolv.conf(5) is systemd-resolved's, that is told by D-Bus, for the link alone; else resolvconf where there
+//! is one; else the file is replaced. What is replaced is recorded first, in `/run/ringway/IF/dns`, so that whoever
+//! comes after a killed process can put it back; nothing is put back over what somebody else has written since.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,19 @@ use crate::net::name::InterfaceName;
 
 mod file;
 mod program;
+mod resolved;
 
 /// Most servers; resolvers ask the first three.
 pub const MAX_SERVERS: usize = 8;
 /// Most search domains.
 pub const MAX_DOMAINS: usize = 32;
+
+/// In the directory of an interface: what was replaced.
+const RECORD: &str = "dns";
+/// A directory that systemd-resolved's files are in.
+const SYSTEMD: &str = "systemd";
+/// Where it answers (systemd-resolved.service(8)).
+const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 
 /// What a tunnel wants of the resolver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +36,9 @@ pub struct Settings {
     pub servers: Vec<IpAddr>,
     /// Domains in which short names are looked up; at most [`MAX_DOMAINS`].
     pub search: Vec<String>,
+    /// If there are any, the servers are asked for names below these and below [`Self::search`] only, and whoever was
+    /// asked before for all others. Takes systemd-resolved. At most [`MAX_DOMAINS`].
+    pub match_domains: Vec<String>,
 }
 
 /// Where a host keeps its resolver's settings.
@@ -39,6 +50,8 @@ pub struct Host {
     pub run: PathBuf,
     /// resolvconf(8), if there is one.
     pub resolvconf: Option<PathBuf>,
+    /// The socket of the system's D-Bus.
+    pub bus: PathBuf,
 }
 
 /// Why the resolver is not as the tunnel wants it.
@@ -48,17 +61,25 @@ pub enum DnsError {
     #[error("a tunnel has 1 to {MAX_SERVERS} DNS servers, not {0}")]
     Servers(usize),
     /// Too many.
-    #[error("a tunnel has at most {MAX_DOMAINS} search domains, not {0}")]
+    #[error("a tunnel has at most {MAX_DOMAINS} domains of a kind, not {0}")]
     Domains(usize),
     /// No name of the DNS.
     #[error("{0:?} is no domain name: letters, digits, '-' and '_' between dots, 253 bytes at most")]
     Domain(String),
-    /// The file is systemd-resolved's.
-    #[error(
-        "{0} is kept by systemd-resolved: give the tunnel its servers by `resolvectl dns`, or leave DNS out of the \
-         profile"
-    )]
+    /// systemd-resolved, which keeps the file, is not reached or refused.
+    #[error("systemd-resolved, which answers for this host's programs, takes no servers: {0}")]
     Resolved(String),
+    /// Only systemd-resolved asks different servers for different names.
+    #[error(
+        "to ask the tunnel's servers for ~{domain} only takes systemd-resolved, and it does not keep {file}: start it, \
+         or name the domain without '~' and have all names asked in the tunnel"
+    )]
+    Split {
+        /// One of them.
+        domain: String,
+        /// `/etc/resolv.conf`.
+        file: String,
+    },
     /// resolvconf refused.
     #[error("resolvconf: {0}")]
     Program(String),
@@ -73,6 +94,7 @@ pub enum DnsError {
 pub struct Dns {
     host: Host,
     link: InterfaceName,
+    ends_with_link: bool,
 }
 
 impl Host {
@@ -85,32 +107,56 @@ impl Host {
             run: "/run/ringway".into(),
             // systemd has a program of that name, a link to resolvectl.
             resolvconf: places.into_iter().find(|place| place.exists() && !leads_to(place, "resolvectl")),
+            // Whoever is root must not be sent to another bus by an environment.
+            bus: "/run/dbus/system_bus_socket".into(),
         }
     }
 
+    /// Whether systemd-resolved is whom programs ask: by its file, also one that it has not written yet, or by its
+    /// addresses.
+    fn is_resolveds(&self) -> bool {
+        let says =
+            || fs::read_link(&self.resolv_conf).is_ok_and(|path| path.iter().any(|part| part == SYSTEMD));
+        let asked = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            words.next() == Some("nameserver") && words.next().is_some_and(|server| STUBS.contains(&server))
+        };
+        let text = || file::read(&self.resolv_conf).ok().flatten().unwrap_or_default();
+        leads_to(&self.resolv_conf, SYSTEMD) || says() || String::from_utf8_lossy(&text()).lines().any(asked)
+    }
+
     fn record(&self, link: &InterfaceName) -> PathBuf {
-        self.run.join(link.as_str()).join("dns")
+        self.run.join(link.as_str()).join(RECORD)
     }
 }
 
 impl Dns {
-    /// Has programs ask the tunnel's servers, and no others. What a killed process left for that tunnel is replaced,
-    /// without a moment of the old servers in between.
+    /// Has programs ask the tunnel's servers, and no others but for what [`Settings::match_domains`] leaves to them.
+    /// What a killed process left for that tunnel is replaced, without a moment of the old servers in between. With
+    /// systemd-resolved the link must be there.
     ///
     /// # Errors
     /// See [`DnsError`]; then nothing is changed.
     pub fn apply(host: &Host, settings: &Settings) -> Result<Self, DnsError> {
         check(settings)?;
-        match &host.resolvconf {
-            Some(program) => program::add(program, settings)?,
-            None => {
-                if leads_to(&host.resolv_conf, "systemd") {
-                    return Err(DnsError::Resolved(host.resolv_conf.display().to_string()));
-                }
-                file::replace(host, settings)?;
-            }
+        let ends_with_link = host.is_resolveds();
+        if ends_with_link {
+            resolved::set(&host.bus, settings)?;
+        } else if let Some(domain) = settings.match_domains.first() {
+            let (domain, file) = (domain.clone(), host.resolv_conf.display().to_string());
+            return Err(DnsError::Split { domain, file });
+        } else if let Some(program) = &host.resolvconf {
+            program::add(program, settings)?;
+        } else {
+            file::replace(host, settings)?;
         }
-        Ok(Self { host: host.clone(), link: settings.link.clone() })
+        Ok(Self { host: host.clone(), link: settings.link.clone(), ends_with_link })
+    }
+
+    /// Whether the end of the link is the end of the settings, so that nobody need be kept who could undo them.
+    #[must_use]
+    pub fn ends_with_link(&self) -> bool {
+        self.ends_with_link
     }
 
     /// Ends the settings.
@@ -127,10 +173,9 @@ impl Dns {
 /// # Errors
 /// See [`DnsError`].
 pub fn undo_leftovers(host: &Host, link: &InterfaceName) -> Result<(), DnsError> {
-    if let Some(program) = &host.resolvconf {
-        program::delete(program, link)?;
-    }
-    file::restore(host, link)
+    let resolved = if host.is_resolveds() { resolved::revert(&host.bus, link) } else { Ok(()) };
+    let program = host.resolvconf.as_ref().map_or(Ok(()), |program| program::delete(program, link));
+    resolved.and(program).and(file::restore(host, link))
 }
 
 /// Whether the path leads by links through a file or directory of that name.
@@ -139,12 +184,14 @@ fn leads_to(path: &Path, name: &str) -> bool {
 }
 
 fn check(settings: &Settings) -> Result<(), DnsError> {
-    let Settings { servers, search, .. } = settings;
+    let Settings { servers, search, match_domains, .. } = settings;
     if servers.is_empty() || servers.len() > MAX_SERVERS {
         return Err(DnsError::Servers(servers.len()));
     }
-    if search.len() > MAX_DOMAINS {
-        return Err(DnsError::Domains(search.len()));
+    for domains in [search, match_domains] {
+        if domains.len() > MAX_DOMAINS {
+            return Err(DnsError::Domains(domains.len()));
+        }
     }
     // They come from the gateway, and end in a file of lines.
     let label = |label: &str| {
@@ -154,7 +201,8 @@ fn check(settings: &Settings) -> Result<(), DnsError> {
     let domain = |domain: &&String| {
         domain.len() <= 253 && domain.strip_suffix('.').unwrap_or(domain).split('.').all(label)
     };
-    search.iter().find(|name| !domain(name)).map_or(Ok(()), |name| Err(DnsError::Domain(name.clone())))
+    let mut domains = search.iter().chain(match_domains);
+    domains.find(|name| !domain(name)).map_or(Ok(()), |name| Err(DnsError::Domain(name.clone())))
 }
 
 /// What resolv.conf(5) and resolvconf(8) read.

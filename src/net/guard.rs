@@ -4,7 +4,8 @@
 //!    one transaction; tables of that tunnel that a killed process left are replaced in it, so there is no gap
 //! 2. [`Guard::change`] when the tunnel has other addresses
 //! 3. a thread listens for changes of nftables: whatever touches our tables, such as `nft flush ruleset`, is undone
-//! 4. [`Guard::lower`] at the end, or [`lower_leftovers`] for what a killed process left
+//! 4. [`Guard::lower`] at the end, or [`lower_leftovers`] for what a killed process left, and for what is to stay until
+//!    then ([`Options::stays`])
 //!
 //! What may leave all the same, and what is not covered: `docs/decisions/0063-kill-switch.md`. The rules are the
 //! kernel's: they hold when this process is gone. A guard that is dropped without [`Guard::lower`] stays raised.
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::net::name::InterfaceName;
-use crate::net::nft::{NftError, Transactions};
+use crate::net::nft::{self, NftError, Transactions};
 use crate::sys::eventfd::EventFd;
 use crate::types::Mark;
 
@@ -40,6 +41,9 @@ pub struct Options {
     /// Whether hosts in 10/8, 169.254/16, 172.16/12, 192.168/16, fc00::/7 and fe80::/10 stay within reach, but for
     /// asking them for names.
     pub local_network: bool,
+    /// Whether the rules outlive [`Guard::lower`]: only [`lower_leftovers`] takes them away. What stays already stays,
+    /// whatever this says.
+    pub stays: bool,
 }
 
 /// Why there is no kill switch.
@@ -74,6 +78,8 @@ impl Guard {
     pub fn raise(options: &Options) -> Result<Self, GuardError> {
         check(options)?;
         let stop = EventFd::new().map_err(GuardError::Watch)?;
+        let stays = options.stays || raised(&options.tunnel) == Some(Raised::Stays);
+        let options = &Options { stays, ..options.clone() };
         // Opened first: it is to see our own rules come, and whatever comes after them.
         let watch = Watch::open(stop.clone()).map_err(GuardError::Watch)?;
         let rules = Arc::new(Mutex::new(Rules::load(options)?));
@@ -81,7 +87,7 @@ impl Guard {
         match std::thread::Builder::new().name("ringway-guard".to_owned()).spawn(move || watch.run(&rules)) {
             Ok(thread) => guard.watch = Some(thread),
             Err(error) => {
-                guard.lower()?;
+                lock(&guard.rules).delete()?;
                 return Err(GuardError::Watch(error));
             }
         }
@@ -94,7 +100,9 @@ impl Guard {
     /// See [`GuardError`].
     pub fn change(&self, options: &Options) -> Result<(), GuardError> {
         check(options)?;
-        Ok(lock(&self.rules).change(options)?)
+        let mut rules = lock(&self.rules);
+        let stays = options.stays || rules.stay();
+        Ok(rules.change(&Options { stays, ..options.clone() })?)
     }
 
     /// How often the rules were put back because somebody else had touched them.
@@ -110,13 +118,14 @@ impl Guard {
         lock(&self.rules).covers_links()
     }
 
-    /// Takes the rules away.
+    /// Takes the rules away, unless they are to stay.
     ///
     /// # Errors
     /// [`GuardError::Nft`]: then nothing leaves until [`lower_leftovers`] has been more successful.
     pub fn lower(mut self) -> Result<(), GuardError> {
         self.end_watch();
-        Ok(lock(&self.rules).delete()?)
+        let rules = lock(&self.rules);
+        if rules.stay() { Ok(()) } else { Ok(rules.delete()?) }
     }
 
     fn end_watch(&mut self) {
@@ -142,6 +151,23 @@ impl Drop for Guard {
 /// [`GuardError::Nft`].
 pub fn lower_leftovers(tunnel: &InterfaceName) -> Result<(), GuardError> {
     Ok(rules::delete(&Transactions::open()?, tunnel)?)
+}
+
+/// A kill switch that is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// Until its client ends.
+    WhileUp,
+    /// Until [`lower_leftovers`].
+    Stays,
+}
+
+/// Whether the kill switch of a tunnel is raised, whoever did it, and for how long.
+#[must_use]
+pub fn raised(tunnel: &InterfaceName) -> Option<Raised> {
+    let rules = nft::run(&["list", "table", "inet", &ruleset::table_name(tunnel.as_str())], "").ok()?;
+    let stays = String::from_utf8_lossy(&rules).contains(&format!("chain {} {{", ruleset::STAYS));
+    Some(if stays { Raised::Stays } else { Raised::WhileUp })
 }
 
 fn check(options: &Options) -> Result<(), GuardError> {

@@ -16,6 +16,7 @@ use crate::guard;
 use crate::lab::Host;
 use crate::leases;
 use crate::native;
+use crate::resolved;
 use crate::resolver;
 use crate::traffic::udp_payloads;
 use crate::vpn;
@@ -68,6 +69,9 @@ pub(crate) fn run(line: &str) -> bool {
         ["vpn-cycles"] => vpn::cycles(),
         ["guard", tunnel, mark, local, ref addresses @ ..] => guard::errand(tunnel, mark, local, addresses),
         ["resolver"] => resolver::errand(),
+        ["resolved", link] => resolved::errand(link),
+        ["refused", link] => resolved::refused(link),
+        ["unresolved", link] => resolved::undo(link),
         ["unguard", tunnel] => guard::unguard(tunnel),
         ["become", user] => confinement::become_user(user),
         ["send-from", port, to, count] => {

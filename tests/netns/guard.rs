@@ -92,13 +92,14 @@ const KEPT: &[&str] = &["arp", "icmp6 135", "udp4 51820", "udp4 67", "udp4 7100"
 /// What may leave, and need not be sent.
 const ALLOWED: &[&str] = &["icmp6 133", "icmp6 134", "icmp6 136"];
 
-/// `guard TUNNEL MARK yes|no ADDRESS...`: raises the kill switch, says so, lowers it when its input ends.
+/// `guard TUNNEL MARK yes|no|stays ADDRESS...`: raises the kill switch, says so, lowers it when its input ends.
 pub(crate) fn errand(tunnel: &str, mark: &str, local: &str, addresses: &[&str]) {
     let options = Options {
         tunnel: tunnel.parse().unwrap(),
         mark: Mark(mark.parse().unwrap()),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         local_network: local == "yes",
+        stays: local == "stays",
     };
     let guard = Guard::raise(&options).unwrap();
     assert!(guard.covers_links(), "this kernel lacks the egress hook");
@@ -235,7 +236,7 @@ impl Raised {
 }
 
 /// What arrives at a host's link while `job` is done.
-fn arrives(host: &Host, link: &str, job: impl FnOnce()) -> BTreeSet<String> {
+pub(crate) fn arrives(host: &Host, link: &str, job: impl FnOnce()) -> BTreeSet<String> {
     let mut perl = host.command("perl");
     let mut perl =
         perl.args(["-e", LISTENER, &number_of(host, link)]).stdout(Stdio::piped()).spawn().expect("perl");
@@ -260,7 +261,7 @@ fn number_of(host: &Host, link: &str) -> String {
 }
 
 /// A plain datagram, if it may leave.
-fn datagram(from: &Host, to: &str, port: u16) {
+pub(crate) fn datagram(from: &Host, to: &str, port: u16) {
     let script = "use Socket; socket(my $s, AF_INET, SOCK_DGRAM, 0) or die; \
         send($s, 'plain', 0, pack_sockaddr_in($ARGV[1], inet_aton($ARGV[0])));";
     let mut perl = from.command("perl");
@@ -319,6 +320,9 @@ fn nothing_leaves_beside_the_tunnel_before_and_after_the_process_is_killed() {
     assert!(unguard.stdout(Stdio::null()).status().unwrap().success());
     assert_eq!(site.host.run("nft list ruleset"), "");
     site.assert_everything_leaves("lowered");
+
+    site.raise("stays").lower();
+    site.assert_nothing_leaks("lowered, and it stays");
 }
 
 #[test]

@@ -15,6 +15,7 @@
 )]
 
 mod admin;
+mod always;
 mod appliance;
 mod by_poll;
 mod comparison;
@@ -43,6 +44,7 @@ mod native;
 mod offload;
 mod peer;
 mod reload;
+mod resolved;
 mod resolver;
 mod seeing;
 mod suites;

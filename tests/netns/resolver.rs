@@ -12,9 +12,10 @@ const BEFORE: &str = "nameserver 198.18.0.53\n";
 
 /// `resolver`: has a tunnel's servers in the file for a moment.
 pub(crate) fn errand() {
-    let host = Host { resolv_conf: FILE.into(), run: "/run/ringway".into(), resolvconf: None };
+    let host = Host { resolv_conf: FILE.into(), resolvconf: None, ..Host::here() };
     let servers = vec!["100.64.0.1".parse().unwrap()];
-    let dns = Dns::apply(&host, &Settings { link: "wg0".parse().unwrap(), servers, search: vec![] }).unwrap();
+    let link = "wg0".parse().unwrap();
+    let dns = Dns::apply(&host, &Settings { link, servers, search: vec![], match_domains: vec![] }).unwrap();
     let during = fs::read_to_string("/run/outer.conf").unwrap();
     assert!(during.ends_with("nameserver 100.64.0.1\n"), "{during}");
     dns.undo().unwrap();

@@ -21,14 +21,14 @@ use crate::vpn::{FAR_V4, FAR_V6, site};
 const SOON: Duration = Duration::from_secs(10);
 
 /// A plain WireGuard server on the far host.
-fn server(far: &Arc<Host>) -> Peer {
+pub(crate) fn server(far: &Arc<Host>) -> Peer {
     let server = Peer::start(far, Implementation::WireguardGo, "wg0", GATEWAY_PORT);
     server.up(&[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], 1420);
     server
 }
 
 /// Writes a profile of a new key; returns its path on the host, and the public key.
-fn profile(host: &Host, name: &str, gateway: &str, more: (&str, &str)) -> (String, String) {
+pub(crate) fn profile(host: &Host, name: &str, gateway: &str, more: (&str, &str)) -> (String, String) {
     let private = machine("wg genkey");
     let public = host.run_with_input("wg pubkey", &private).trim().to_owned();
     let conf = format!(
@@ -48,7 +48,7 @@ fn write(host: &Host, name: &str, conf: &str) -> String {
 
 const ALL: &str = "AllowedIPs = 0.0.0.0/0, ::/0";
 
-fn know(server: &Peer, public: &str) {
+pub(crate) fn know(server: &Peer, public: &str) {
     server.know(&Remote { public, allowed: "100.64.0.2/32,fd64::2/128", ..Remote::default() });
 }
 
@@ -57,12 +57,12 @@ fn start(host: &Host, words: &str) -> Child {
     up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn ringway(host: &Host, words: &str) -> (bool, String) {
+pub(crate) fn ringway(host: &Host, words: &str) -> (bool, String) {
     let out = host.attempt(&format!("{} {words}", program()));
     (out.status.success(), text(&out.stdout) + &text(&out.stderr))
 }
 
-fn status(host: &Host, name: &str) -> Value {
+pub(crate) fn status(host: &Host, name: &str) -> Value {
     json_of(host, &format!("status {name}"))
 }
 

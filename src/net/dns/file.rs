@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{DnsError, Host, Settings, lines};
+use super::{DnsError, Host, RECORD, Settings, lines};
 use crate::net::name::InterfaceName;
 
 /// A longer resolv.conf is not one.
@@ -43,16 +43,20 @@ pub(super) fn replace(host: &Host, settings: &Settings) -> Result<(), DnsError> 
     write(&record.file, &record.set, MODE).map_err(|error| failed(&record.file, error))
 }
 
-/// Puts back what the record holds, unless somebody else has written since.
+/// Puts back what the record holds, unless somebody else has written since. If that was a later tunnel, it is handed
+/// what was there before this one.
 pub(super) fn restore(host: &Host, link: &InterfaceName) -> Result<(), DnsError> {
     let path = host.record(link);
     let Some(Record { file, set, found }) = load(&path)? else { return Ok(()) };
+    let later = later(host, &file, &set);
     if read(&file).map_err(|error| failed(&file, error))?.as_ref() == Some(&set) {
         let restored = match found {
             Some(found) => write(&file, &found, MODE),
             None => fs::remove_file(&file),
         };
         restored.map_err(|error| failed(&file, error))?;
+    } else if let Some((path, later)) = later {
+        save(&path, &Record { found, ..later })?;
     } else {
         tracing::info!(file = %file.display(), "somebody else has written the resolver's file since: it stays");
     }
@@ -60,6 +64,13 @@ pub(super) fn restore(host: &Host, link: &InterfaceName) -> Result<(), DnsError>
     // Other records may be there.
     let _ = path.parent().map(fs::remove_dir);
     Ok(())
+}
+
+/// The record of the tunnel that came after one that had set this. Records that cannot be read are others' business.
+fn later(host: &Host, file: &Path, set: &Vec<u8>) -> Option<(PathBuf, Record)> {
+    let paths = fs::read_dir(&host.run).ok()?.filter_map(|entry| Some(entry.ok()?.path().join(RECORD)));
+    let mut records = paths.filter_map(|path| load(&path).ok().flatten().map(|record| (path, record)));
+    records.find(|(_, record)| record.file == file && record.found.as_ref() == Some(set))
 }
 
 fn failed(path: &Path, error: io::Error) -> DnsError {
@@ -78,7 +89,7 @@ fn target(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A file's content, if there is a file.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,

@@ -9,8 +9,8 @@ const BEFORE: &str = "# a host's own\nnameserver 198.18.0.53\noptions edns0\n";
 /// A host in a directory.
 fn host(scratch: &Scratch) -> Host {
     fs::create_dir(scratch.0.join("etc")).unwrap();
-    let host =
-        Host { resolv_conf: scratch.0.join("etc/resolv.conf"), run: scratch.0.join("run"), resolvconf: None };
+    let [resolv_conf, run, bus] = ["etc/resolv.conf", "run", "bus"].map(|name| scratch.0.join(name));
+    let host = Host { resolv_conf, run, resolvconf: None, bus };
     fs::write(&host.resolv_conf, BEFORE).unwrap();
     host
 }
@@ -20,6 +20,7 @@ fn settings() -> Settings {
         link: "wg0".parse().unwrap(),
         servers: ["100.64.0.1", "fd64::1"].map(|text| text.parse().unwrap()).into(),
         search: vec!["example.net".to_owned(), "a-b_c.example.".to_owned()],
+        match_domains: vec![],
     }
 }
 
@@ -90,6 +91,27 @@ fn what_a_killed_process_left_is_put_back_once() {
 }
 
 #[test]
+fn tunnels_end_in_any_order() {
+    let names = ["wg0", "wg1", "wg2"];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let scratch = Scratch::new("dns");
+        let host = host(&scratch);
+        for name in names {
+            let _ = Dns::apply(&host, &Settings { link: name.parse().unwrap(), ..settings() }).unwrap();
+        }
+        let mut up = vec![0, 1, 2];
+        for ended in order {
+            undo_leftovers(&host, &names[ended].parse().unwrap()).unwrap();
+            up.retain(|one| *one != ended);
+            match up.last() {
+                Some(last) => assert!(now(&host).contains(names[*last]), "{order:?}: {}", now(&host)),
+                None => assert_eq!(now(&host), BEFORE, "{order:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn what_somebody_else_has_written_since_stays() {
     let scratch = Scratch::new("dns");
     let host = host(&scratch);
@@ -138,13 +160,42 @@ fn what_would_be_another_line_or_another_file_is_refused() {
     assert!(matches!(apply(&servers(MAX_SERVERS + 1)), Err(DnsError::Servers(_))));
     let many = Settings { search: vec!["a".to_owned(); MAX_DOMAINS + 1], ..settings() };
     assert!(matches!(apply(&many), Err(DnsError::Domains(_))));
+    let many = Settings { match_domains: vec!["a".to_owned(); MAX_DOMAINS + 1], ..settings() };
+    assert!(matches!(apply(&many), Err(DnsError::Domains(_))));
+    let split = |name: &str| Settings { match_domains: vec![name.to_owned()], ..settings() };
+    assert!(matches!(apply(&split(".")), Err(DnsError::Domain(_))));
+    let refused = apply(&split("corp.example")).unwrap_err();
+    assert!(matches!(refused, DnsError::Split { .. }) && refused.to_string().contains("~corp.example"));
+    assert_eq!(now(&host), BEFORE);
+    assert!(!host.run.exists());
+}
+
+#[test]
+fn the_file_of_systemd_resolved_is_its_own_even_if_nobody_answers_for_it() {
+    let scratch = Scratch::new("dns");
+    let host = host(&scratch);
+    // There is such a link everywhere.
+    let mine = Settings { link: "lo".parse().unwrap(), ..settings() };
+    let refused = || {
+        let error = Dns::apply(&host, &mine).map(drop).unwrap_err();
+        assert!(matches!(&error, DnsError::Resolved(why) if why.contains("/bus: ")), "{error}");
+    };
+    let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\n";
+    fs::write(&host.resolv_conf, stub).unwrap();
+    refused();
+    assert_eq!(now(&host), stub);
+    // Another's file on another address of this host.
+    fs::write(&host.resolv_conf, "# nameserver 127.0.0.53\nnameserver 127.0.0.1\n").unwrap();
+    Dns::apply(&host, &mine).unwrap().undo().unwrap();
     let theirs = scratch.0.join("systemd");
     fs::create_dir(&theirs).unwrap();
     fs::rename(&host.resolv_conf, theirs.join("stub-resolv.conf")).unwrap();
     symlink(theirs.join("stub-resolv.conf"), &host.resolv_conf).unwrap();
-    assert!(matches!(apply(&settings()), Err(DnsError::Resolved(_))));
-    assert_eq!(now(&host), BEFORE);
-    assert!(!host.run.exists());
+    refused();
+    // It has not been started yet.
+    fs::remove_dir_all(&theirs).unwrap();
+    refused();
+    assert!(!theirs.exists() && fs::read_dir(&host.run).unwrap().count() == 0);
 }
 
 /// openresolv as Debian has it, with a directory in the place of the root.

@@ -72,6 +72,10 @@ impl Rules {
         if tunnel != self.options.tunnel { delete(&self.transactions, &tunnel) } else { Ok(()) }
     }
 
+    pub(super) fn stay(&self) -> bool {
+        self.options.stays
+    }
+
     pub(super) fn restored(&self) -> u64 {
         self.restored
     }

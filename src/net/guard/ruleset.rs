@@ -12,6 +12,9 @@ const PREFIX: &str = "ringway-guard_";
 /// changes are his own.
 const NUMBER: &str = "load_";
 
+/// The name of an empty chain that is there if the rules are to stay.
+pub(super) const STAYS: &str = "stays";
+
 /// The local network of IPv4, if it is allowed: fixed ranges, never what a link says of itself, which is what a
 /// hostile network would choose (TunnelCrack). No multicast.
 const LOCAL_V4: &str = "10.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16";
@@ -55,6 +58,7 @@ fn packets(table: &str, options: &Options, load: u64) -> String {
     let (tunnel, mark) = (options.tunnel.as_str(), options.mark.0);
     let (own, shared, local_jump) = (own_sets(options), shared_chains(options), local_jump(options));
     let number = number_chain(load);
+    let stays = if options.stays { format!("chain {STAYS} {{\n}}\n") } else { String::new() };
     format!(
         r#"table inet {table} {{
 comment "Ringway's kill switch: nothing leaves but by {tunnel}"
@@ -76,7 +80,7 @@ oifname "{tunnel}" accept
 iifname "{tunnel}" ct state established,related meta mark set {mark} accept comment "answers to guests"
 {local_jump}counter comment "dropped"
 }}
-chain {number} {{
+{stays}chain {number} {{
 }}
 }}
 "#

@@ -10,6 +10,7 @@ fn options(tunnel: &str) -> Options {
         tunnel: tunnel.parse().unwrap(),
         mark: Mark(51820),
         addresses: ["100.64.0.2", "fd64::2"].map(|text| text.parse().unwrap()).into(),
+        stays: false,
         local_network: false,
     }
 }

@@ -1,0 +1,33 @@
+//! `guard`: raises a profile's kill switch without connecting, as before the network is up.
+
+use clap::Args;
+use tracing::level_filters::LevelFilter;
+
+use super::admin::print;
+use super::{logging, up};
+use crate::client::connection::check_privilege;
+use crate::config::LogFormat;
+use crate::config::profile;
+use crate::gateway::client;
+
+/// `guard PROFILE|FILE`
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// A profile below /etc/ringway/profiles by its name, or a file NAME.conf as wg-quick reads it
+    #[arg(value_name = "PROFILE|FILE")]
+    profile: String,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What is wrong with the profile, or what nftables says.
+pub fn run(args: &GuardArgs) -> anyhow::Result<()> {
+    logging::start(LevelFilter::WARN, LogFormat::Text);
+    check_privilege()?;
+    let (name, path) = up::place(&args.profile)?;
+    client::raise_alone(name.clone(), &profile::read(&path)?)?;
+    print(&format!(
+        "{name}: nothing leaves this host but by this tunnel, until `ringway down --force {name}`\n"
+    ))
+}
