@@ -134,6 +134,8 @@ pub struct Settings {
     pub aead: config::Aead,
     /// Say HELLO to every peer, not only answer it.
     pub hello: bool,
+    /// Somebody takes what gateways say to us ([`Gateway::take_asked`]).
+    pub client: bool,
     /// Whether AES-256-GCM is used with peers that open it.
     pub aes: config::Aes,
     /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
@@ -175,6 +177,7 @@ impl Default for Settings {
             io: config::Io::Auto,
             aead: config::Aead::Auto,
             hello: false,
+            client: false,
             aes: config::Aes::Auto,
             account: None,
             metrics: false,
@@ -246,6 +249,7 @@ impl Gateway {
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
         let (asked_link, asked) = AskedLink::new();
+        let asked_link = asked_link.hearing(settings.client);
         let (links, inboxes) = worker_links(count).context("making an eventfd")?;
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
@@ -399,7 +403,12 @@ impl Gateway {
 
     /// Tells every client that speaks in control frames that the gateway stops.
     pub fn farewell(&self) {
-        let frame: Arc<[u8]> = frame::problem(0, Code::TunnelDown).as_slice().into();
+        self.say_to_all(&frame::problem(0, Code::TunnelDown));
+    }
+
+    /// Says it to every peer that has sent a control frame in its session.
+    pub fn say_to_all(&self, frame: &[u8]) {
+        let frame: Arc<[u8]> = frame.into();
         self.tell_all(|| ToWorker::Farewell(Arc::clone(&frame)));
     }
 
@@ -600,6 +609,10 @@ impl DataPlane for Gateway {
     fn send_frame(&mut self, worker: WorkerId, peer: PeerId, suite: Suite, frame: &[u8]) -> bool {
         let link = self.workers.get(worker.index());
         link.is_some_and(|link| link.try_control(ToWorker::Frame(peer, suite, frame.into())))
+    }
+
+    fn dismiss(&mut self, worker: WorkerId, peer: PeerId, frame: &[u8]) {
+        self.tell(worker, ToWorker::Dismiss(peer, frame.into()));
     }
 
     fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats> {
