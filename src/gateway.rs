@@ -403,12 +403,7 @@ impl Gateway {
 
     /// Tells every client that speaks in control frames that the gateway stops.
     pub fn farewell(&self) {
-        self.say_to_all(&frame::problem(0, Code::TunnelDown));
-    }
-
-    /// Says it to every peer that has sent a control frame in its session.
-    pub fn say_to_all(&self, frame: &[u8]) {
-        let frame: Arc<[u8]> = frame.into();
+        let frame: Arc<[u8]> = frame::problem(0, Code::TunnelDown).as_slice().into();
         self.tell_all(|| ToWorker::Farewell(Arc::clone(&frame)));
     }
 

@@ -408,7 +408,7 @@ fn requests_go_to_control_and_answers_come_back_in_the_session() {
     let heard = heard(&bench, &remote);
     assert_eq!((heard.len(), &heard[0].1[..1000]), (1, &answer[..]));
     // For a peer that is not there any more.
-    let gone = crate::types::PeerId { generation: 7, ..remote.id };
+    let gone = PeerId { generation: 7, ..remote.id };
     bench.control(ToWorker::Frame(gone, CHACHA, answer.into()));
     assert_eq!(self::heard(&bench, &remote), []);
     // A body that is none is answered here.

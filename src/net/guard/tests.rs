@@ -11,6 +11,7 @@ fn options(tunnel: &str) -> Options {
         mark: Mark(51820),
         addresses: ["100.64.0.2", "fd64::2"].map(|text| text.parse().unwrap()).into(),
         local_network: false,
+        excluded: Vec::new(),
     }
 }
 
