@@ -32,6 +32,7 @@ mod guard;
 mod hostile;
 mod interop;
 mod lab;
+mod leased;
 mod leases;
 mod lifecycle;
 mod live;

@@ -39,7 +39,7 @@ fn profile(host: &Host, name: &str, gateway: &str, more: (&str, &str)) -> (Strin
     (write(host, name, &conf), public)
 }
 
-fn write(host: &Host, name: &str, conf: &str) -> String {
+pub(crate) fn write(host: &Host, name: &str, conf: &str) -> String {
     let path = host.run_file(&format!("{name}.conf"));
     fs::write(&path, conf).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -57,12 +57,12 @@ fn start(host: &Host, words: &str) -> Child {
     up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn ringway(host: &Host, words: &str) -> (bool, String) {
+pub(crate) fn ringway(host: &Host, words: &str) -> (bool, String) {
     let out = host.attempt(&format!("{} {words}", program()));
     (out.status.success(), text(&out.stdout) + &text(&out.stderr))
 }
 
-fn status(host: &Host, name: &str) -> Value {
+pub(crate) fn status(host: &Host, name: &str) -> Value {
     json_of(host, &format!("status {name}"))
 }
 
