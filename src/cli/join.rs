@@ -282,3 +282,26 @@ fn peer(enrolled: &Enrolled, own: PublicKey) -> PeerView {
         traffic: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::lease::{AddrReply, Settings};
+
+    #[test]
+    fn a_gateway_cannot_name_us_so_that_the_profile_says_more() {
+        let named = |name: &str| {
+            let enrolled = Enrolled {
+                reply: AddrReply { ipv4: Some((Ipv4Addr::new(100, 64, 0, 7), 10)), ..AddrReply::default() },
+                settings: Settings::default(),
+                name: name.to_owned(),
+                keepalive: 0,
+            };
+            peer(&enrolled, PublicKey([2; 32])).name
+        };
+        assert_eq!(named("phones-3"), "phones-3");
+        for name in ["ringway: accept = exclusions", "a\nPostUp = true", "", "[Peer]"] {
+            assert_eq!(named(name), "", "{name:?}");
+        }
+    }
+}
