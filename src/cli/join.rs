@@ -134,7 +134,8 @@ impl Own {
 pub(super) fn read(argument: &str) -> anyhow::Result<Invite> {
     if argument != "-" {
         say(
-            "every user of this host sees an invite among the arguments: `ringway join -` reads it from its input",
+            "every user of this host sees an invite among the arguments: give - in its place to have it read from the \
+             standard input",
         );
         return Ok(Invite::parse(argument)?);
     }

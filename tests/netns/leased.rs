@@ -114,7 +114,7 @@ fn what_the_gateway_gives_is_in_force_and_again_when_it_changes() {
         Appliance::start(&gateway, "wg0", &told("100.64.0.1", 1380, "\"198.19.0.0/24\", \"0.0.0.0/0\""));
     let conf = profile(&private, &appliance.public_key(), 0, "routes, dns, mtu", "100.64.0.0/10, fd64::/64");
     let path = write(&host, "vpn0", &conf);
-    let before = state(&host);
+    let (before, resolver) = (state(&host), host.run("cat /etc/resolv.conf"));
 
     let (done, said) = up(&host, &path, "");
     assert!(done && said.contains("vpn0: connected to 198.18.0.1:51820"), "{said}");
@@ -156,7 +156,7 @@ fn what_the_gateway_gives_is_in_force_and_again_when_it_changes() {
     wait_until("the lease has ended", Duration::from_secs(5), || {
         gateway.run("wg show wg0 allowed-ips").contains("(none)")
     });
-    assert_eq!(state(&host), before);
+    assert_eq!((state(&host), host.run("cat /etc/resolv.conf")), (before, resolver));
     appliance.end();
 }
 
@@ -212,8 +212,10 @@ fn a_lease_that_ended_while_the_host_slept_is_gone_and_comes_back() {
     let host = client(&lab, &gateway, 0);
     let (private, public) = keys(&host);
     let peers = format!("[[peer]]\npublic_key = \"{public}\"\n");
-    let appliance = Appliance::start(&gateway, "wg0", &content(&networks("\"198.19.0.0/24\""), POOL, &peers));
-    let conf = profile(&private, &appliance.public_key(), 0, "routes", "100.64.0.0/10, fd64::/64");
+    let clients = networks("\"198.19.0.0/24\"") + "dns = [\"100.64.0.1\"]\n";
+    let appliance = Appliance::start(&gateway, "wg0", &content(&clients, POOL, &peers));
+    let conf = profile(&private, &appliance.public_key(), 0, "routes, dns", "100.64.0.0/10, fd64::/64");
+    let resolver = host.run("cat /etc/resolv.conf");
     let (done, said) = up(&host, &write(&host, "vpn0", &conf), "");
     assert!(done, "{said}");
     must_reach(&host, SERVER);
@@ -228,6 +230,7 @@ fn a_lease_that_ended_while_the_host_slept_is_gone_and_comes_back() {
     wait_until("its time is over", SOON, || problem(&host, "vpn0") == over);
     let (addresses, routes, ..) = in_force(&host);
     assert_eq!((&*addresses, &*routes), ("", "100.64.0.0/10 dev vpn0"));
+    assert_eq!(host.run("cat /etc/resolv.conf"), resolver);
     assert_eq!(status(&host, "vpn0")["lease"], Value::Null);
     appliance.signal("CONT");
     wait_until("it has its address again", SOON, || in_force(&host) == given);

@@ -85,6 +85,8 @@ pub(super) struct Lessee {
     answered: bool,
     /// The host is not as it should be: what is to be in force.
     due: bool,
+    /// It could not be made so.
+    failed: bool,
     problem: Option<String>,
     written: LeaseState,
     file: PathBuf,
@@ -132,6 +134,7 @@ impl Lessee {
             fresh: false,
             answered: false,
             due: false,
+            failed: false,
             problem: None,
             written: LeaseState::default(),
             file: Path::new(RUN).join(options.name.as_str()).join(FILE),
@@ -280,6 +283,7 @@ impl Lessee {
             // As good as before.
             Outcome::Renewed => {
                 self.answered = true;
+                self.due |= self.failed;
                 self.leasing.offer().and_then(|offer| self.doubt(&offer.0))
             }
             Outcome::Refused(problem) => {
@@ -333,9 +337,11 @@ impl Lessee {
         self.said.clone_from(&taken.refused);
     }
 
-    /// Has it in force on the host. What fails is said, and is a problem until the next time.
+    /// Has it in force on the host. What fails is said, and tried again at the next renewal.
     async fn apply(&mut self, changed: &mut Changed, taken: &Taken) {
-        if let Err(error) = self.put_in_force(changed, taken).await {
+        let done = self.put_in_force(changed, taken).await;
+        self.failed = done.is_err();
+        if let Err(error) = done {
             tracing::warn!("what the gateway offers is not in force: {error:#}");
             self.problem = Some(format!("what the gateway offers is not in force: {error:#}"));
         }
@@ -357,6 +363,7 @@ impl Lessee {
             search: config.search_domains.clone(),
         };
         if settings.servers.is_empty() {
+            self.resolver = None;
             return Ok(changed.dns.take().map_or(Ok(()), Dns::undo)?);
         }
         if self.resolver.as_ref() != Some(&settings) {
