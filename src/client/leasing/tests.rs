@@ -133,7 +133,7 @@ fn a_problem_says_when_to_ask_again_or_never() {
 
 #[test]
 fn a_problem_is_a_clause_for_people() {
-    let said = |code: u64, retry_after, told| words(&frame::Problem { code, retry_after, lost: None }, told);
+    let said = |code: u64, retry_after, told| words(&Problem { code, retry_after, lost: None }, told);
     let free = "the gateway has no free address for this client";
     assert_eq!(said(1, None, "x"), free);
     assert_eq!(said(1, Some(60), "x"), format!("{free}; it is asked again after 60 s"));

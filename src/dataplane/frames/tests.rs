@@ -558,10 +558,10 @@ fn a_client_hears_of_packets_that_could_not_be_sent_once_it_can_be_told() {
 
 #[test]
 fn a_client_hears_what_its_gateway_says_and_a_gateway_hears_nothing() {
-    let reply = lease::AddrReply {
+    let reply = AddrReply {
         ipv4: Some((std::net::Ipv4Addr::new(100, 64, 0, 7), 32)),
         seconds: 60,
-        ..lease::AddrReply::default()
+        ..AddrReply::default()
     };
     let reply = reply.write(&lease::Settings::default(), 5);
     let problem = frame::problem(5, Code::NoFreeAddr).to_vec();

@@ -324,7 +324,8 @@ impl Lessee {
         let given = [reply.ipv4.map(|(addr, _)| addr.into()), reply.ipv6.map(|(addr, _)| addr.into())];
         let strange = !given.into_iter().flatten().any(own);
         strange.then(|| {
-            "the gateway gives this client other addresses than its profile says: it lets nothing else pass; take              Address out of the profile"
+            "the gateway gives this client other addresses than its profile says: it lets nothing else pass; \
+             take Address out of the profile"
                 .to_owned()
         })
     }
