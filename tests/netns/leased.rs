@@ -21,6 +21,8 @@ use crate::up::{ringway, status, write};
 
 /// Ten times and more what is expected.
 const SOON: Duration = Duration::from_secs(40);
+/// Leases are as long as the gateway says.
+const LASTING: &str = "RINGWAY_NOTHING=1";
 const POOL: &str = "[[pool]]\nname = \"all\"\nipv4 = [\"100.65.0.0/24\"]\nipv6 = \"fd64::/64\"\n";
 
 /// The gateway's file.
@@ -64,11 +66,14 @@ fn profile(private: &str, gateway: &str, i: usize, accept: &str, allowed: &str) 
 }
 
 /// `ringway up` in the background, with leases of 10 s at most, and sessions that end soon.
-fn up(host: &Host, words: &str, input: &str) -> (bool, String) {
-    let line = format!(
-        "env RINGWAY_TEST_LEASE=10 RINGWAY_TEST_REKEY=12 {} up --background --log info {words}",
-        program()
-    );
+fn up(host: &Host, words: &str) -> (bool, String) {
+    up_with(host, "RINGWAY_TEST_LEASE=10", words, "")
+}
+
+/// With another variable, and an input.
+fn up_with(host: &Host, variable: &str, words: &str, input: &str) -> (bool, String) {
+    let line =
+        format!("env {variable} RINGWAY_TEST_REKEY=12 {} up --background --log info {words}", program());
     let mut up = host.line(&line);
     let mut up = up.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     up.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -116,7 +121,7 @@ fn what_the_gateway_gives_is_in_force_and_again_when_it_changes() {
     let path = write(&host, "vpn0", &conf);
     let (before, resolver) = (state(&host), host.run("cat /etc/resolv.conf"));
 
-    let (done, said) = up(&host, &path, "");
+    let (done, said) = up(&host, &path);
     assert!(done && said.contains("vpn0: connected to 198.18.0.1:51820"), "{said}");
     assert!(said.contains("the network 0.0.0.0/0: as good as a default route"), "{said}");
     assert!(!said.contains("100.65.0.0"), "no address in the log: {said}");
@@ -169,7 +174,7 @@ fn who_has_an_invite_is_up_and_hears_what_is_wrong_at_the_gateway() {
     let appliance = Appliance::start(&gateway, "wg0", &content(&clients, POOL, ""));
     let (uri, id) = invite(&gateway, "--name laptop");
     let before = state_but_profiles(&host);
-    let (done, said) = up(&host, "--name office -", &uri);
+    let (done, said) = up_with(&host, LASTING, "--name office -", &uri);
     assert!(done && said.contains("joined: the profile is /etc/ringway/profiles/office.conf"), "{said}");
     let kept = host.run("stat -c %a,%n /etc/ringway/profiles /etc/ringway/profiles/office.conf");
     assert_eq!(kept, "700,/etc/ringway/profiles\n600,/etc/ringway/profiles/office.conf\n");
@@ -195,12 +200,12 @@ fn who_has_an_invite_is_up_and_hears_what_is_wrong_at_the_gateway() {
     assert_eq!(state_but_profiles(&host), before);
 
     // By the same invite: it has joined already. And it may not have the name of another file.
-    let (done, said) = up(&host, &format!("{uri} --name office"), "");
+    let (done, said) = up_with(&host, LASTING, &format!("{uri} --name office"), "");
     assert!(done && !said.contains("joined:"), "{said}");
     assert_eq!(json_of(&gateway, &format!("invite show {id}"))["enrolled"].as_array().unwrap().len(), 1);
     must_reach(&host, SERVER);
     assert!(ringway(&host, "down office").0);
-    let (done, said) = up(&host, "office --name home", "");
+    let (done, said) = up(&host, "office --name home");
     assert!(!done && said.contains("--name is for invites"), "{said}");
     appliance.end();
 }
@@ -216,7 +221,7 @@ fn a_lease_that_ended_while_the_host_slept_is_gone_and_comes_back() {
     let appliance = Appliance::start(&gateway, "wg0", &content(&clients, POOL, &peers));
     let conf = profile(&private, &appliance.public_key(), 0, "routes, dns", "100.64.0.0/10, fd64::/64");
     let resolver = host.run("cat /etc/resolv.conf");
-    let (done, said) = up(&host, &write(&host, "vpn0", &conf), "");
+    let (done, said) = up(&host, &write(&host, "vpn0", &conf));
     assert!(done, "{said}");
     must_reach(&host, SERVER);
     let given = in_force(&host);
@@ -255,9 +260,9 @@ fn who_gets_no_address_is_told_why_and_nothing_stays() {
         .map(|i| write(&hosts[i], "vpn0", &profile(&all[i].0, &public, i, "routes", "100.64.0.0/10")))
         .collect();
     let before = state(&hosts[1]);
-    let (done, said) = up(&hosts[0], &paths[0], "");
+    let (done, said) = up(&hosts[0], &paths[0]);
     assert!(done, "{said}");
-    let (done, said) = up(&hosts[1], &paths[1], "");
+    let (done, said) = up(&hosts[1], &paths[1]);
     assert!(
         !done && said.contains("the gateway has no free address for this client; it is asked again"),
         "{said}"
@@ -268,7 +273,7 @@ fn who_gets_no_address_is_told_why_and_nothing_stays() {
     let closed = small.replace("ipv4", "groups = [\"others\"]\nipv4");
     file(&gateway, "wg0.toml", &content("", &closed, &peers));
     run(&gateway, "reload --config /var/run/wg0.toml");
-    let (done, said) = up(&hosts[1], &paths[1], "");
+    let (done, said) = up(&hosts[1], &paths[1]);
     assert!(!done && said.contains("the gateway says: no addresses are given to you here"), "{said}");
     appliance.end();
 
@@ -277,10 +282,10 @@ fn who_gets_no_address_is_told_why_and_nothing_stays() {
     plain.up(&[&format!("{GATEWAY_V4}/10")], 1420);
     plain.know(&Remote { public: &all[1].1, allowed: "100.65.0.1/32", ..Remote::default() });
     let conf = profile(&all[1].0, &plain.public, 1, "routes", "100.64.0.0/10");
-    let (done, said) = up(&hosts[1], &write(&hosts[1], "vpn0", &conf), "");
+    let (done, said) = up(&hosts[1], &write(&hosts[1], "vpn0", &conf));
     assert!(!done && said.contains("the gateway gives no address: it is no Ringway"), "{said}");
     let with = conf.replace("[Interface]", "[Interface]\nAddress = 100.65.0.1/32");
-    let (done, said) = up(&hosts[1], &write(&hosts[1], "vpn0", &with), "");
+    let (done, said) = up(&hosts[1], &write(&hosts[1], "vpn0", &with));
     assert!(done, "{said}");
     must_reach(&hosts[1], GATEWAY_V4);
     assert!(ringway(&hosts[1], "down vpn0").0);
@@ -302,7 +307,7 @@ fn with_the_kill_switch_an_exclusion_needs_the_profiles_consent() {
     let refused = "the exclusion 10.8.0.0/24: the kill switch is on";
     for (accept, reached) in [("routes", 0), ("routes, exclusions", 1)] {
         let conf = profile(&private, &appliance.public_key(), 0, accept, "0.0.0.0/0");
-        let (done, said) = up(&host, &write(&host, "vpn0", &conf), "");
+        let (done, said) = up(&host, &write(&host, "vpn0", &conf));
         assert!(done && said.contains(refused) == (reached == 0), "{accept}: {said}");
         must_reach(&host, GATEWAY_V4);
         assert_eq!(ping(&host, "10.8.0.1", 1, 56), reached, "{accept}");
