@@ -41,8 +41,7 @@ use crate::dataplane::tun::TunDevice;
 use crate::dataplane::udp;
 use crate::dataplane::worker::{self, Core, Worker};
 use crate::metrics::board::Board;
-use crate::metrics::drops::{Drop as Reason, Drops};
-use crate::metrics::{HandshakeCounters, Series, WorkerCounters, histogram};
+use crate::metrics::{HandshakeCounters, WorkerCounters};
 use crate::net::manners::Applied;
 use crate::noise::agreement::Policy;
 use crate::noise::handshaker::Handshaker;
@@ -65,11 +64,13 @@ pub mod failure;
 mod home;
 mod hosting;
 mod leasing;
+mod numbers;
 mod offloads;
 pub mod reload;
 mod serving;
 pub mod supervisor;
 
+use numbers::{histograms, named, nonzero};
 use offloads::Offloads;
 
 use backend::{Backend, Chosen};
@@ -134,6 +135,8 @@ pub struct Settings {
     pub aead: config::Aead,
     /// Say HELLO to every peer, not only answer it.
     pub hello: bool,
+    /// Somebody takes what gateways say to us ([`Gateway::take_asked`]).
+    pub client: bool,
     /// Whether AES-256-GCM is used with peers that open it.
     pub aes: config::Aes,
     /// Which offloads to use; [`Gateway::switch`](DataPlane::switch) changes them later.
@@ -175,6 +178,7 @@ impl Default for Settings {
             io: config::Io::Auto,
             aead: config::Aead::Auto,
             hello: false,
+            client: false,
             aes: config::Aes::Auto,
             account: None,
             metrics: false,
@@ -246,6 +250,7 @@ impl Gateway {
         let handshake_bell = Bell::new(EventFd::new().context("making an eventfd")?);
         let (requests, request_queue) = RequestLink::new(handshake_bell.clone());
         let (asked_link, asked) = AskedLink::new();
+        let asked_link = asked_link.hearing(settings.client);
         let (links, inboxes) = worker_links(count).context("making an eventfd")?;
         let (handshake, handshake_control) = HandshakeLink::new(handshake_bell.clone());
         let handshake_sockets = sockets.last().cloned().unwrap_or_default();
@@ -602,6 +607,10 @@ impl DataPlane for Gateway {
         link.is_some_and(|link| link.try_control(ToWorker::Frame(peer, suite, frame.into())))
     }
 
+    fn dismiss(&mut self, worker: WorkerId, peer: PeerId, frame: &[u8]) {
+        self.tell(worker, ToWorker::Dismiss(peer, frame.into()));
+    }
+
     fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats> {
         let (reply, answer) = bounded(1);
         self.tell(worker, ToWorker::ReportPeer(peer, reply));
@@ -645,29 +654,6 @@ impl DataPlane for Gateway {
     fn switch(&mut self, switch: Switch, on: bool) -> Result<(), Errno> {
         self.offloads.set(switch, on, self.queues.first(), &self.sockets).map_err(|error| Errno::from(&error))
     }
-}
-
-fn named(series: &[Series], values: &[u64]) -> serde_json::Map<String, serde_json::Value> {
-    series.iter().zip(values).map(|(series, value)| (series.key(), (*value).into())).collect()
-}
-
-/// By name: how often each size came, by its upper bound, and their sum.
-fn histograms(counters: &WorkerCounters) -> serde_json::Map<String, serde_json::Value> {
-    let each = WorkerCounters::HISTOGRAMS.iter().zip(counters.histograms()).map(|(series, histogram)| {
-        let cells = histogram.cells();
-        let buckets: serde_json::Map<_, _> =
-            histogram::names().zip(cells).map(|(name, count)| (name, count.into())).collect();
-        (series.key(), serde_json::json!({ "buckets": buckets, "sum": histogram.sum() }))
-    });
-    each.collect()
-}
-
-fn nonzero(drops: &Drops) -> serde_json::Map<String, serde_json::Value> {
-    Reason::ALL
-        .iter()
-        .filter(|reason| drops.of(**reason) > 0)
-        .map(|reason| (reason.label().to_owned(), drops.of(*reason).into()))
-        .collect()
 }
 
 /// Steering is an optimisation: without it packets are handed over, so its failure is a reason, not an error.

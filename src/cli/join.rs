@@ -20,6 +20,7 @@ use super::say;
 use crate::client::enrolment::{Enrolment, Outcome};
 use crate::config::{Clients, Inclusion, key};
 use crate::control::admin::wire::{ClientsView, GatewayView, Key, Origin, PeerView, State};
+use crate::control::peers;
 use crate::crypto::random::SystemRng;
 use crate::crypto::x25519::PrivateKey;
 use crate::noise::timestamp::Tai64n;
@@ -56,10 +57,23 @@ pub struct JoinArgs {
 /// No invite; nobody who answers; why the gateway lets nobody in.
 pub fn run(args: &JoinArgs) -> anyhow::Result<()> {
     let invite = read(&args.invite)?;
+    let peer = enter(&invite, &args.conf, Duration::from_secs(args.timeout))?;
+    if args.json {
+        return print_json(&json!({ "name": peer.name, "addresses": peer.allowed_ips, "conf": args.conf }));
+    }
+    let addresses = peer.allowed_ips.join(", ");
+    print(&format!("{}: {addresses}\n{} is for wg-quick and `ringway up`\n", peer.name, args.conf.display()))
+}
+
+/// Becomes a peer, and writes the configuration into a new file.
+///
+/// # Errors
+/// Nobody who answers; why the gateway lets nobody in.
+pub(super) fn enter(invite: &Invite, conf: &Path, patience: Duration) -> anyhow::Result<PeerView> {
     // First of all: a key that cannot be kept is not to be spent a use on.
-    let own = Own::keep(&args.conf)?;
+    let own = Own::keep(conf)?;
     let public = *own.key.public();
-    let (outcome, place) = enrol(&invite, public, Duration::from_secs(args.timeout))?;
+    let (outcome, place) = enrol(invite, public, patience)?;
     let enrolled = match outcome {
         Outcome::Enrolled(enrolled) => enrolled,
         Outcome::Refused { why, again: Some(seconds) } => {
@@ -72,19 +86,16 @@ pub fn run(args: &JoinArgs) -> anyhow::Result<()> {
     };
     let peer = peer(&enrolled, public);
     let secrets = Secrets { private_key: Some(own.key.to_secret()), preshared_key: None };
-    let conf = conf::conf(&gateway(&enrolled, &invite, place), &peer, &secrets);
-    let mut text = Zeroizing::new(String::with_capacity(conf.len() + 128));
+    let lines = conf::conf(&gateway(&enrolled, invite, place), &peer, &secrets);
+    let mut text = Zeroizing::new(String::with_capacity(lines.len() + 256));
     text.push_str("# Ringway profile 1: made by `ringway join`, invite ");
     text.push_str(&invite.id);
-    text.push('\n');
-    text.push_str(&conf);
-    Draft::new(&args.conf)?.write(text.as_bytes())?;
+    // Whoever joins a gateway takes from it later what it takes now.
+    text.push_str("\n# ringway: accept = routes, dns, mtu\n");
+    text.push_str(&lines);
+    Draft::new(conf)?.write(text.as_bytes())?;
     own.forget();
-    if args.json {
-        return print_json(&json!({ "name": peer.name, "addresses": peer.allowed_ips, "conf": args.conf }));
-    }
-    let addresses = peer.allowed_ips.join(", ");
-    print(&format!("{}: {addresses}\n{} is for wg-quick\n", peer.name, args.conf.display()))
+    Ok(peer)
 }
 
 /// Our own key, in a file beside the configuration until that is there: whoever tries again, after no answer came or
@@ -120,10 +131,11 @@ impl Own {
 }
 
 /// From the argument, or from the standard input.
-fn read(argument: &str) -> anyhow::Result<Invite> {
+pub(super) fn read(argument: &str) -> anyhow::Result<Invite> {
     if argument != "-" {
         say(
-            "every user of this host sees an invite among the arguments: `ringway join -` reads it from its input",
+            "every user of this host sees an invite among the arguments: give - in its place to have it read from the \
+             standard input",
         );
         return Ok(Invite::parse(argument)?);
     }
@@ -253,8 +265,10 @@ fn gateway(enrolled: &Enrolled, invite: &Invite, place: usize) -> GatewayView {
 fn peer(enrolled: &Enrolled, own: PublicKey) -> PeerView {
     let v4 = enrolled.reply.ipv4.map(|(address, _)| format!("{address}/32"));
     let v6 = enrolled.reply.ipv6.map(|(address, _)| format!("{address}/128"));
+    // It becomes a comment of a profile, and some comments are for us: nothing but a name stands there.
+    let name = Some(&enrolled.name).filter(|name| peers::is_name(name));
     PeerView {
-        name: enrolled.name.clone(),
+        name: name.cloned().unwrap_or_default(),
         source: Origin::Store,
         public_key: Key(own),
         preshared_key: false,
@@ -267,5 +281,28 @@ fn peer(enrolled: &Enrolled, own: PublicKey) -> PeerView {
         connected: None,
         hostname: None,
         traffic: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::lease::{AddrReply, Settings};
+
+    #[test]
+    fn a_gateway_cannot_name_us_so_that_the_profile_says_more() {
+        let named = |name: &str| {
+            let enrolled = Enrolled {
+                reply: AddrReply { ipv4: Some((Ipv4Addr::new(100, 64, 0, 7), 10)), ..AddrReply::default() },
+                settings: Settings::default(),
+                name: name.to_owned(),
+                keepalive: 0,
+            };
+            peer(&enrolled, PublicKey([2; 32])).name
+        };
+        assert_eq!(named("phones-3"), "phones-3");
+        for name in ["ringway: accept = exclusions", "a\nPostUp = true", "", "[Peer]"] {
+            assert_eq!(named(name), "", "{name:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::show::{ago, bytes};
 use crate::client::error::{Status, VpnError};
 use crate::control::socket::DIRECTORY;
 use crate::control::uapi::format::ShowPeer;
-use crate::gateway::client;
+use crate::gateway::client::{self, LeaseState};
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 
@@ -65,15 +65,22 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             // It starts, or it ends.
             Err(_) => (Status::NotStarted, Vec::new()),
         };
+        let lease = client::state(&name).unwrap_or_default();
         let _ = writeln!(text, "{name}: {status} ({profile})");
+        if let Some(problem) = &lease.problem {
+            let _ = writeln!(text, "  problem: {problem}");
+        }
         for line in &lines {
             text.push_str(&described(line));
         }
+        text.push_str(&leased(&lease));
         objects.push(json!({
             "name": name.as_str(),
             "profile": profile,
             "process": process.parse::<u32>().ok(),
             "status": status.to_string(),
+            "problem": lease.problem,
+            "lease": lease.until.map(|until| json!({ "addresses": lease.addresses, "until": until })),
             "peers": lines.iter().map(object).collect::<Vec<_>>(),
         }));
     }
@@ -111,6 +118,15 @@ fn described(Line { peer, age, .. }: &Line) -> String {
         bytes(peer.rx_bytes),
         bytes(peer.tx_bytes)
     )
+}
+
+/// What the gateway has given, and for how long.
+fn leased(LeaseState { addresses, until, .. }: &LeaseState) -> String {
+    let Some(until) = until else { return String::new() };
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let left = until.saturating_sub(now.as_secs());
+    format!("  lease {}: {left} s left\n", addresses.join(", "))
 }
 
 fn object(Line { status, peer, age }: &Line) -> Value {

@@ -138,6 +138,17 @@ impl VpnConfig {
     /// # Errors
     /// The first one that is wrong, by name.
     pub fn check(&self) -> Result<Plan, InvalidValue> {
+        if self.addresses.is_empty() {
+            return Err(invalid("addresses", format!("1 to {MAX_ADDRESSES} are wanted")));
+        }
+        self.check_unaddressed()
+    }
+
+    /// The same of a connection whose addresses may come later.
+    ///
+    /// # Errors
+    /// As there, but for missing addresses.
+    pub fn check_unaddressed(&self) -> Result<Plan, InvalidValue> {
         let addresses = self.checked_addresses()?;
         let (routes, excluded) = self.checked_routes()?;
         self.check_names()?;
@@ -154,7 +165,7 @@ impl VpnConfig {
     }
 
     fn checked_addresses(&self) -> Result<Vec<Address>, InvalidValue> {
-        if self.addresses.is_empty() || self.addresses.len() > MAX_ADDRESSES {
+        if self.addresses.len() > MAX_ADDRESSES {
             return Err(invalid("addresses", format!("1 to {MAX_ADDRESSES} are wanted")));
         }
         let mut checked = Vec::new();

@@ -36,6 +36,8 @@ pub enum Outcome {
     Expired,
     /// The gateway stops: it is time for another one.
     GatewayStops,
+    /// The client is none of the gateway's any more, or not at present. What it has is its own until its time is over.
+    Dismissed,
     /// Packets for the client were dropped, so many.
     PacketsLost(u64),
 }
@@ -65,6 +67,8 @@ pub struct Leasing {
     /// A request waits for an answer, or for its time.
     asking: Option<Asking>,
     held: Option<Held>,
+    /// No lease is believed to last longer.
+    longest: Duration,
     jitter: Jitter,
 }
 
@@ -72,13 +76,33 @@ impl Leasing {
     /// A client that asks for this. `seed` spreads what many clients repeat; it needs no secrecy.
     #[must_use]
     pub fn new(wish: AddrRequest, seed: u64) -> Self {
-        Self { wish, usage_id: 0, stream_id: 0, asking: None, held: None, jitter: Jitter(seed) }
+        Self {
+            wish,
+            usage_id: 0,
+            stream_id: 0,
+            asking: None,
+            held: None,
+            longest: Duration::MAX,
+            jitter: Jitter(seed),
+        }
+    }
+
+    /// No lease is believed to last longer than that, or than 10 s if that is longer.
+    #[must_use]
+    pub fn at_most(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     /// The addresses that the client has, and what belongs to them.
     #[must_use]
     pub fn offer(&self) -> Option<&(AddrReply, Settings)> {
         self.held.as_ref().map(|held| &held.offer)
+    }
+
+    /// Until when they are.
+    #[must_use]
+    pub fn until(&self) -> Option<Time> {
+        self.held.as_ref().map(|held| held.until)
     }
 
     /// There is a session: a request is due. Nothing changes while one is under way.
@@ -154,7 +178,7 @@ impl Leasing {
 
     fn given(&mut self, reply: AddrReply, settings: Settings, now: Time) -> Outcome {
         self.usage_id = reply.usage_id;
-        let lasts = Duration::from_secs(reply.seconds.into()).max(LEAST_LEASE);
+        let lasts = Duration::from_secs(reply.seconds.into()).min(self.longest).max(LEAST_LEASE);
         let half = lasts / 2;
         let early = self.jitter.below(half / SPREAD);
         self.ask_at(now + (half - early));
@@ -183,7 +207,32 @@ impl Leasing {
         if problem.code == Code::TunnelDown as u64 {
             return Some(Outcome::GatewayStops);
         }
+        if problem.code == Code::NotAllowed as u64 {
+            return Some(Outcome::Dismissed);
+        }
         problem.lost.filter(|_| problem.code == Code::PacketLost as u64).map(Outcome::PacketsLost)
+    }
+}
+
+/// A problem as a clause for whoever sits there; `told` is the gateway's own text ([`crate::wire::frame::told`]).
+#[must_use]
+pub fn words(problem: &Problem, told: &str) -> String {
+    let is = |code: Code| problem.code == code as u64;
+    let again = problem.retry_after.map_or_else(String::new, |s| format!("; it is asked again after {s} s"));
+    if is(Code::NoFreeAddr) {
+        format!("the gateway has no free address for this client{again}")
+    } else if is(Code::AlreadyAssignedAddr) {
+        format!("the gateway has given this client's address to another one{again}")
+    } else if is(Code::TunnelDown) {
+        "the gateway stops".to_owned()
+    } else if is(Code::UnsupportedVersion) {
+        "the gateway speaks another version of control frames: one of the two needs an update".to_owned()
+    } else if is(Code::BadRequest) {
+        "the gateway does not understand what this client asks for: one of the two needs an update".to_owned()
+    } else if told.is_empty() {
+        format!("the gateway refuses, with the number {}", problem.code)
+    } else {
+        format!("the gateway says: {told}")
     }
 }
 

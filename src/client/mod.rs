@@ -5,10 +5,12 @@
 //! - [`tunnel`] changes the host: addresses, routes, rules, reverse path filtering; and takes it back
 //! - [`enrolment`] makes a peer of whoever holds an invite; [`leasing`] gets addresses and keeps them: machines without
 //!   socket, clock and randomness; what came and what time it is are handed in, what is to be sent is asked for
+//! - [`pushed`] says what of a gateway's offer a profile takes
 
 pub mod config;
 pub mod connection;
 pub mod enrolment;
 pub mod error;
 pub mod leasing;
+pub mod pushed;
 pub mod tunnel;

@@ -16,6 +16,8 @@ pub const DIRECTORY: &str = "/etc/ringway/profiles";
 const MAX_FILE: u64 = 4 << 20;
 /// Permissions that a profile, which holds a key, must not have.
 const OTHERS: u32 = 0o077;
+/// How a comment begins that is for Ringway.
+const OWN: &str = "# ringway:";
 /// Permissions that a file whose commands are run must not have.
 const WRITERS: u32 = 0o022;
 
@@ -24,8 +26,10 @@ const WRITERS: u32 = 0o022;
 pub struct Profile {
     /// The client's own key.
     pub private_key: Option<Secret>,
-    /// `Address`
+    /// `Address`; none: those that the gateway leases.
     pub addresses: Vec<Address>,
+    /// `# ringway: accept = …`
+    pub accept: Accept,
     /// `DNS`, the servers.
     pub dns: Vec<IpAddr>,
     /// `DNS`, the domains.
@@ -47,6 +51,29 @@ pub struct Profile {
     pub hooks: Hooks,
     /// `[Peer]`
     pub peers: Vec<Peer>,
+}
+
+/// What a client takes from its gateway beside an address. It stands in a comment, which wg-quick(8) passes over:
+/// `# ringway: accept = routes, dns, mtu`, before the first `[Peer]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accept {
+    /// `routes`: networks behind the gateway, and what of them is not; never everything.
+    pub routes: bool,
+    /// `dns`: servers and search domains, in the place of the profile's.
+    pub dns: bool,
+    /// `mtu`: in the place of the profile's.
+    pub mtu: bool,
+    /// `exclusions`: what of the gateway's networks is not behind it stays within reach beside the tunnel even with
+    /// the kill switch.
+    pub exclusions: bool,
+}
+
+impl Accept {
+    /// Whether it takes anything.
+    #[must_use]
+    pub fn anything(self) -> bool {
+        self != Self::default()
+    }
 }
 
 /// Where routes go.
@@ -195,6 +222,11 @@ impl Profile {
         let mut last = 0;
         for (number, line) in (1..).zip(text.lines()) {
             last = number;
+            if let Some(own) = line.trim().strip_prefix(OWN) {
+                let peer = matches!(section, Some(Section::Peer(_)));
+                profile.own(own, peer).map_err(|wrong| (number, wrong))?;
+                continue;
+            }
             let line = line.split('#').next().unwrap_or_default().trim();
             if line.is_empty() {
                 continue;
@@ -226,10 +258,30 @@ impl Profile {
         let missing = |what: &str| Err((last, format!("the file says no {what}")));
         match &profile {
             Self { private_key: None, .. } => missing("PrivateKey"),
-            Self { addresses, .. } if addresses.is_empty() => missing("Address"),
             Self { peers, .. } if peers.is_empty() => missing("[Peer]"),
             _ => Ok(profile),
         }
+    }
+
+    /// What stands in a comment since wg-quick does not know it.
+    fn own(&mut self, line: &str, peer: bool) -> Result<(), String> {
+        let Some((key, value)) = line.split_once('=').filter(|(key, _)| key.trim() == "accept") else {
+            return Err(format!("{OWN} is followed by accept = WORDS"));
+        };
+        if peer {
+            return Err(format!("{key}= stands before the first [Peer]"));
+        }
+        let Accept { routes, dns, mtu, exclusions } = &mut self.accept;
+        for word in words(value) {
+            *match word {
+                "routes" => &mut *routes,
+                "dns" => &mut *dns,
+                "mtu" => &mut *mtu,
+                "exclusions" => &mut *exclusions,
+                _ => return Err(format!("{word:?} is none of routes, dns, mtu, exclusions")),
+            } = true;
+        }
+        Ok(())
     }
 
     fn interface(&mut self, key: &str, value: &str) -> Result<(), String> {
@@ -266,6 +318,9 @@ impl Profile {
             "postup" => post_up.push(value.to_owned()),
             "predown" => pre_down.push(value.to_owned()),
             "postdown" => post_down.push(value.to_owned()),
+            "accept" => {
+                return Err(format!("wg-quick would not take this line: write `{OWN} accept = {value}`"));
+            }
             _ => return Err(format!("{key} is no key of [Interface]")),
         }
         Ok(())
@@ -420,6 +475,28 @@ mod tests {
         assert!(!wrong.contains(KEY), "{wrong}");
         let (_, wrong) = Profile::parse("[Interface]\nAddress = 10.0.0.1\n").unwrap_err();
         assert!(wrong.contains("no PrivateKey"), "{wrong}");
+    }
+
+    #[test]
+    fn what_is_taken_from_the_gateway_stands_in_a_comment() {
+        let with = |line: &str| Profile::parse(&whole().replacen("[Interface]", line, 1));
+        let accept = with("# ringway: accept = routes, mtu\n[Interface]").unwrap().accept;
+        assert_eq!(accept, Accept { routes: true, mtu: true, ..Accept::default() });
+        let accept = with("[Interface]\n  # ringway: accept=dns,exclusions").unwrap().accept;
+        assert_eq!(accept, Accept { dns: true, exclusions: true, ..Accept::default() });
+        assert!(!with("[Interface]\n# Ringway: accepts").unwrap().accept.anything());
+        for (line, at, why) in [
+            ("[Interface]\n# ringway: accept = everything", 3, "none of routes"),
+            ("# ringway: except = dns\n[Interface]", 2, "followed by accept"),
+            ("[Interface]\nAccept = dns", 3, "write `# ringway: accept = dns`"),
+        ] {
+            let (number, wrong) = with(line).unwrap_err();
+            assert!(number == at && wrong.contains(why), "{line}: {number}: {wrong}");
+        }
+        let (_, wrong) = Profile::parse(&(whole() + "# ringway: accept = dns\n")).unwrap_err();
+        assert!(wrong.contains("before the first [Peer]"), "{wrong}");
+        let leased = Profile::parse(&whole().replace("Address", "# ").replace("address", "# ")).unwrap();
+        assert!(leased.addresses.is_empty());
     }
 
     #[test]

@@ -352,6 +352,14 @@ fn release<D: DataPlane>(control: &mut Control<D>, client: PublicKey) {
     device.end_leases(id.as_slice(), dataplane);
 }
 
+/// Tells a client that is about to go as a peer why, if there is a session to do it in and it speaks in frames: what
+/// it sends from then on is answered by nobody.
+pub fn dismiss<D: DataPlane>(device: &Device, dataplane: &mut D, client: &PublicKey, why: &str) {
+    let Some(peer) = device.peer(client) else { return };
+    let frame = frame::problem_saying(0, Code::NotAllowed, why, None, None);
+    dataplane.dismiss(peer.worker(), peer.id(), &frame);
+}
+
 fn refuse<D: DataPlane>(control: &mut Control<D>, asker: Asker, code: Code, retry_after: Option<u32>) {
     let place = Code::ALL.iter().position(|known| *known == code);
     if let Some(count) = place.and_then(|place| control.clients.counts.problems.get_mut(place)) {

@@ -102,6 +102,9 @@ pub trait DataPlane {
     /// way: whoever asked will ask again.
     fn send_frame(&mut self, worker: WorkerId, peer: PeerId, suite: Suite, frame: &[u8]) -> bool;
 
+    /// Sends a peer that is about to go its last control frame, if it has sent one in its session.
+    fn dismiss(&mut self, worker: WorkerId, peer: PeerId, frame: &[u8]);
+
     /// Turns a switch of the device on or off.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ pub(crate) enum Call {
     RemovePrefixes(Vec<Prefix>),
     AddPrefixes(Vec<Assignment>),
     Frame(PeerId, Suite, Vec<u8>),
+    Dismissed(PeerId, Vec<u8>),
 }
 
 /// What a peer was told to be.
@@ -172,6 +173,11 @@ impl DataPlane for Fake {
         assert_eq!(self.peer(peer).worker, worker);
         self.calls.push(Call::Frame(peer, suite, frame.to_vec()));
         true
+    }
+
+    fn dismiss(&mut self, worker: WorkerId, peer: PeerId, frame: &[u8]) {
+        assert_eq!(self.peer(peer).worker, worker);
+        self.calls.push(Call::Dismissed(peer, frame.to_vec()));
     }
 
     fn peer_stats(&mut self, worker: WorkerId, peer: PeerId) -> Option<PeerStats> {

@@ -8,7 +8,8 @@
 //!    something; what it answers comes back as [`super::handoff::ToWorker::Frame`];
 //! 5. ENROLL of a temporary peer, of which nothing else is taken but HELLO, goes to the handshake thread
 //!    ([`super::handoff::Claim`]), and from there to the control thread;
-//! 6. [`super::outbound`] seals answers and the session's own frames as it does packets.
+//! 6. what a gateway says to us goes to the control thread if this device is a client's;
+//! 7. [`super::outbound`] seals answers and the session's own frames as it does packets.
 
 use std::time::Duration;
 
@@ -19,9 +20,9 @@ use super::worker::Core;
 use crate::metrics::drops::Drop;
 use crate::mutation::holds;
 use crate::noise::peer_session::KeypairRef;
-use crate::types::{Suite, Time};
+use crate::types::{PeerId, Suite, Time};
 use crate::wire::frame::enrolment::Enroll;
-use crate::wire::frame::lease::{self, AddrRequest};
+use crate::wire::frame::lease::{self, AddrReply, AddrRequest};
 use crate::wire::frame::{self, Bytes, Code, Frame, Hello, Operation, Problem, Wrong};
 
 /// Frames of one peer that are looked at in a row.
@@ -139,6 +140,7 @@ pub fn handle(core: &mut Core, slot: u32, keypair: KeypairRef, suite: Suite, pay
         },
         Operation::Pong => frame::ping_data(&frame).map(|_| session.pong(keypair, suite, &frame)),
         Operation::Problem => Problem::read(frame.body).map(|_| true),
+        Operation::AddrReply if core.asked.hears() => AddrReply::read(frame.body).map(|_| true),
         Operation::AddrRequest | Operation::Disconnect => wish(&frame).map(|what| {
             let may = session.may_change(keypair);
             let goes = matches!(what, Wish::Disconnect);
@@ -160,7 +162,7 @@ pub fn handle(core: &mut Core, slot: u32, keypair: KeypairRef, suite: Suite, pay
         _ => return core.counters.drops.count(Drop::FrameUnhandled),
     };
     match understood {
-        Some(true) => {}
+        Some(true) => hear(core, id, &frame, payload),
         Some(false) => core.counters.drops.count(Drop::FrameStale),
         None => {
             core.counters.drops.count(Drop::FrameRefused);
@@ -168,6 +170,14 @@ pub fn handle(core: &mut Core, slot: u32, keypair: KeypairRef, suite: Suite, pay
                 core.answer(slot, suite, frame::problem(stream_id, Code::BadRequest));
             }
         }
+    }
+}
+
+/// What was understood goes to the control thread if it is a gateway's to us.
+fn hear(core: &mut Core, peer: PeerId, frame: &Frame<'_>, payload: &[u8]) {
+    let of_gateways = [Operation::Hello, Operation::AddrReply, Operation::Problem];
+    if core.asked.hears() && of_gateways.contains(&frame.operation) && !core.asked.said(peer, payload) {
+        core.counters.drops.count(Drop::ControlFull);
     }
 }
 

@@ -160,6 +160,8 @@ pub enum ToWorker {
     Frame(PeerId, Suite, Box<[u8]>),
     /// The last control frame, for every peer that has sent one.
     Farewell(Arc<[u8]>),
+    /// The last control frame for this peer, if it has sent one.
+    Dismiss(PeerId, Box<[u8]>),
     /// Send back counters and per-peer statistics.
     Report(Sender<WorkerReport>),
     /// Send back statistics of one peer of this worker's; nothing comes back if it is none.
@@ -221,6 +223,8 @@ pub enum ToControl {
     Asked(Asked),
     /// What has become of a peer's session.
     Session(PeerId, SessionChange),
+    /// What a gateway has said to us, its client: a HELLO, an ADDR_REPLY or a PROBLEM that was understood, as it came.
+    Said(PeerId, Box<[u8]>),
 }
 
 /// What becomes of a session, by its own state ([`PeerSession::is_live`]).
@@ -260,27 +264,49 @@ pub enum Wish {
 
 /// The way from workers and handshake thread to the control thread, whose runtime it wakes.
 #[derive(Clone, Debug)]
-pub struct AskedLink(mpsc::Sender<ToControl>);
+pub struct AskedLink {
+    to: mpsc::Sender<ToControl>,
+    /// This device is a client's: what gateways say goes to control as well.
+    hears: bool,
+}
 
 impl AskedLink {
     /// A link and its receiving end.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<ToControl>) {
         let (asked, receiver) = mpsc::channel(ASKED_QUEUE);
-        (Self(asked), receiver)
+        (Self { to: asked, hears: false }, receiver)
+    }
+
+    /// For a client's device: what gateways say is handed over as well.
+    #[must_use]
+    pub fn hearing(self, hears: bool) -> Self {
+        Self { hears, ..self }
+    }
+
+    /// Whether anybody here listens to what gateways say.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.hears
+    }
+
+    /// Hands over what a gateway has said; never waits. False if there is no room.
+    #[must_use]
+    pub fn said(&self, peer: PeerId, frame: &[u8]) -> bool {
+        self.to.try_send(ToControl::Said(peer, frame.into())).is_ok()
     }
 
     /// Hands a request over; never waits. False if there is no room.
     #[must_use]
     pub fn ask(&self, asked: Asked) -> bool {
-        self.0.try_send(ToControl::Asked(asked)).is_ok()
+        self.to.try_send(ToControl::Asked(asked)).is_ok()
     }
 
     /// Tells what became of a session; never waits. False if the queue is half full: the rest is for requests, which
     /// are dropped when it is full, while this can be told later.
     #[must_use]
     pub fn tell(&self, peer: PeerId, change: SessionChange) -> bool {
-        self.0.capacity() > ASKED_QUEUE / 2 && self.0.try_send(ToControl::Session(peer, change)).is_ok()
+        self.to.capacity() > ASKED_QUEUE / 2 && self.to.try_send(ToControl::Session(peer, change)).is_ok()
     }
 }
 

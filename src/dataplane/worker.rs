@@ -691,6 +691,7 @@ impl<I: Io> Worker<I> {
             ToWorker::ReplaceSockets(sockets) => self.replace_sockets(sockets),
             ToWorker::Frame(id, suite, frame) => self.say(id, suite, &frame),
             ToWorker::Farewell(frame) => self.say_to_all(&frame),
+            ToWorker::Dismiss(id, frame) => self.say_if_it_speaks(id, &frame),
             ToWorker::Turns(answer) => {
                 let _ = answer.send(());
             }

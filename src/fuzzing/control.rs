@@ -58,6 +58,8 @@ impl DataPlane for Nowhere {
         assert!(self.peers.contains(&peer));
     }
 
+    fn dismiss(&mut self, _: WorkerId, _: PeerId, _: &[u8]) {}
+
     fn send_frame(&mut self, _: WorkerId, peer: PeerId, _: Suite, _: &[u8]) -> bool {
         assert!(self.peers.contains(&peer));
         true

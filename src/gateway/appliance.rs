@@ -202,6 +202,7 @@ async fn start(options: Options, workers: u16, run_dir: &RunDir, hangup: Signal)
         io: config.io,
         aead: config.aead,
         hello: false,
+        client: false,
         aes: config.aes,
         offload: config.offload,
         mss_clamp: config.forwarding.mss_clamp,

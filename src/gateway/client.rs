@@ -10,8 +10,10 @@
 //! 8. serve until a signal, or until [`down`] takes the socket away
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
+mod lease;
 mod silence;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
@@ -23,6 +25,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 use caps::Capability;
 
+use self::lease::Lessee;
+pub use self::lease::{LeaseState, state};
 use super::exporter::Pages;
 use super::home::{self, HomeError, RunDir};
 use super::serving::{Serving, block_on, protect};
@@ -74,6 +78,8 @@ pub struct Options {
     pub background: bool,
     /// Protocol constants.
     pub limits: Limits,
+    /// No lease is believed to last longer.
+    pub longest_lease: Duration,
     /// Tells the user how it goes: a line.
     pub say: fn(&str),
     /// What the caller wants done about once a second while the client runs; must not wait.
@@ -103,7 +109,8 @@ pub enum KillSwitch {
 /// What keeps it from beginning; that the gateway does not answer, and what that looks like. Then nothing is left.
 pub fn run(mut options: Options) -> anyhow::Result<()> {
     let config = vpn_config(&options.profile);
-    config.check().map_err(VpnError::from).with_context(|| options.path.display().to_string())?;
+    // Without addresses of its own it is given some later.
+    config.check_unaddressed().map_err(VpnError::from).with_context(|| options.path.display().to_string())?;
     let request = request(&mut options.profile)?;
     let daemon = match options.background {
         true => Some(process::daemonize().context("going to the background")?),
@@ -162,6 +169,7 @@ struct Changed {
 /// A client that is set up. In the order in which it ends.
 struct Running {
     serving: Serving,
+    lease: Option<Lessee>,
     changed: Changed,
     /// Keeps the device until its routes are gone.
     _device: std::os::fd::OwnedFd,
@@ -180,7 +188,7 @@ impl Running {
         fs::write(run.join(name.as_str()).join(PROFILE), options.path.display().to_string())
             .context("writing down the profile")?;
         hook("PreUp", &profile.hooks.pre_up, name)?;
-        let plan = config.check()?;
+        let plan = config.check_unaddressed()?;
         let device = appliance::open_device(name.as_str(), 1, after_kill).await?;
         let kept = device.queues.first().context("no queue")?.try_clone().context("the device")?;
         let index = device.ifindex;
@@ -191,16 +199,21 @@ impl Running {
             mark,
             limits: options.limits,
             hello: true,
+            client: true,
             ..Settings::default()
         };
         let mut gateway = Gateway::start(device, settings)?;
+        let guard_options = guard_options(options, config, mark);
+        let told = gateway.take_asked();
+        let lease =
+            told.and_then(|told| Lessee::new(options, config, &request, guard_options.as_ref(), told));
         let finish = async {
             let mut model = Device::new(gateway.port());
             // Of keys and peers nothing is said before the way out is known; no routes lead here yet.
             model.apply(request, &mut gateway).context("the peers cannot be set")?;
             let socket = LocalSocket::bind(Path::new(DIRECTORY), name)
                 .with_context(|| format!("binding {DIRECTORY}/{name}.sock"))?;
-            let guard = raise(options, config, mark)?;
+            let guard = guard_options.as_ref().map(Guard::raise).transpose()?;
             let way = (mark, routing(profile.table));
             match Tunnel::set_up(name, index, &plan, way, run).await {
                 Ok(tunnel) => Ok((model, socket, Changed { dns: None, tunnel, guard })),
@@ -224,8 +237,8 @@ impl Running {
         let (_, metrics) = Pages::new(None);
         let each_second = options.each_second;
         let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
-        let mut running = Self { serving, changed, _device: kept, _run_dir: run_dir };
-        match running.settle(config, &profile.hooks, name) {
+        let mut running = Self { serving, lease, changed, _device: kept, _run_dir: run_dir };
+        match running.settle(config, profile, name) {
             Ok(()) => Ok(running),
             Err(error) => {
                 running.undo(&profile.hooks, name).await;
@@ -235,16 +248,14 @@ impl Running {
     }
 
     /// The resolver, PostUp, and the end of privileges.
-    fn settle(&mut self, config: &VpnConfig, hooks: &Hooks, name: &InterfaceName) -> anyhow::Result<()> {
-        if !config.dns_addresses.is_empty() {
-            let (servers, search) = (config.dns_addresses.clone(), config.search_domains.clone());
-            let match_domains = config.match_domains.clone();
-            let settings = dns::Settings { link: name.clone(), servers, search, match_domains };
+    fn settle(&mut self, config: &VpnConfig, profile: &Profile, name: &InterfaceName) -> anyhow::Result<()> {
+        let hooks = &profile.hooks;
+        if let Some(settings) = resolver(name, config) {
             self.changed.dns = Some(Dns::apply(&dns::Host::here(), &settings)?);
         }
         hook("PostUp", &hooks.post_up, name)?;
         let Changed { dns, guard, .. } = &mut self.changed;
-        let ends = dns.as_ref().is_none_or(Dns::ends_with_link);
+        let ends = dns.as_ref().is_none_or(Dns::ends_with_link) && !profile.accept.dns;
         if hooks.pre_down.is_empty() && hooks.post_down.is_empty() && guard.is_none() && ends {
             // Nothing can speak to the bus any more, and the device's end does it.
             *dns = None;
@@ -283,6 +294,10 @@ impl Running {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
+        if let Some(lease) = &mut self.lease {
+            lease.settle(&mut self.serving.control, &mut self.changed, PATIENCE).await?;
+        }
+        let Control { device, dataplane, .. } = &mut self.serving.control;
         let from = snapshot.iter().find(|peer| peer.last_handshake.is_some()).and_then(|peer| peer.endpoint);
         let from = from.map_or_else(String::new, |from| format!(" to {from}"));
         (options.say)(&format!(
@@ -304,8 +319,16 @@ impl Running {
         hooks: &Hooks,
         name: &InterfaceName,
     ) -> anyhow::Result<()> {
-        let Self { serving, changed, _device, _run_dir } = self;
-        let end = serving.until_end(signalled).await;
+        let Self { serving, mut lease, mut changed, _device, _run_dir } = self;
+        let beside = async |control: &RefCell<Control<Gateway>>| match &mut lease {
+            Some(lease) => lease.serve(control, &mut changed).await,
+            None => std::future::pending().await,
+        };
+        let (end, mut control) = serving.serve(signalled, beside).await;
+        if let Some(lease) = &mut lease {
+            lease.leave(&mut control);
+        }
+        control.dataplane.stop();
         take_back(changed, hooks, name).await;
         match end? {
             End::DeviceGone => Err(appliance::SetupError::Gone.into()),
@@ -314,8 +337,11 @@ impl Running {
     }
 
     async fn undo(self, hooks: &Hooks, name: &InterfaceName) {
-        let Self { serving, changed, _device, _run_dir } = self;
+        let Self { mut serving, lease, changed, _device, _run_dir } = self;
         drop(serving.socket);
+        if let Some(mut lease) = lease {
+            lease.leave(&mut serving.control);
+        }
         serving.control.dataplane.stop();
         take_back(changed, hooks, name).await;
     }
@@ -333,18 +359,18 @@ async fn take_back(Changed { dns, tunnel, guard }: Changed, hooks: &Hooks, name:
     }
 }
 
-/// Raises the kill switch, before any route changes.
-fn raise(options: &Options, config: &VpnConfig, mark: Mark) -> anyhow::Result<Option<Guard>> {
+/// What the kill switch is raised with, before any route changes; `None` if there is to be none.
+fn guard_options(options: &Options, config: &VpnConfig, mark: Mark) -> Option<guard::Options> {
     let everything = options.profile.table == Table::Auto && config.routes.iter().any(RouteInfo::is_default);
     let (local_network, stays) = match options.kill_switch {
         KillSwitch::Auto if everything => (false, false),
         KillSwitch::On { local } => (local, false),
         KillSwitch::Stays => (false, true),
-        KillSwitch::Auto | KillSwitch::Off => return Ok(None),
+        KillSwitch::Auto | KillSwitch::Off => return None,
     };
     let addresses = config.addresses.iter().map(|address| address.address).collect();
-    let guard = guard::Options { tunnel: options.name.clone(), mark, addresses, local_network, stays };
-    Ok(Some(Guard::raise(&guard)?))
+    let tunnel = options.name.clone();
+    Some(guard::Options { tunnel, mark, addresses, local_network, excluded: Vec::new(), stays })
 }
 
 /// Raises a profile's kill switch without a client, as before the network is up, until [`down`] is told to use force.
@@ -359,7 +385,9 @@ pub fn raise_alone(name: InterfaceName, profile: &Profile) -> anyhow::Result<()>
     config.check().map_err(VpnError::from)?;
     let addresses = config.addresses.iter().map(|address| address.address).collect();
     let mark = profile.mark.unwrap_or(MARK);
-    let options = guard::Options { tunnel: name, mark, addresses, local_network: false, stays: true };
+    let excluded = Vec::new();
+    let options =
+        guard::Options { tunnel: name, mark, addresses, local_network: false, excluded, stays: true };
     Ok(Guard::raise(&options)?.lower()?)
 }
 
@@ -381,6 +409,17 @@ fn hook(what: &str, lines: &[String], name: &InterfaceName) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+/// What the host's resolver is to be told, if anything.
+fn resolver(name: &InterfaceName, config: &VpnConfig) -> Option<dns::Settings> {
+    let VpnConfig { dns_addresses, search_domains, match_domains, .. } = config;
+    (!dns_addresses.is_empty()).then(|| dns::Settings {
+        link: name.clone(),
+        servers: dns_addresses.clone(),
+        search: search_domains.clone(),
+        match_domains: match_domains.clone(),
+    })
 }
 
 fn routing(table: Table) -> Routing {

@@ -105,6 +105,8 @@ pub(super) async fn answer(
                 ToControl::Session(peer, change) => {
                     sessions::note(&mut control.borrow_mut(), peer, change);
                 }
+                // Nobody says it to a gateway.
+                ToControl::Said(..) => {}
             },
             else => return std::future::pending().await,
         }

@@ -84,6 +84,19 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
+        let (end, Control { dataplane, .. }) =
+            self.serve(ended, async |_| std::future::pending().await).await;
+        dataplane.farewell();
+        dataplane.stop();
+        end
+    }
+
+    /// The same with other work `beside`; the threads go on, for whoever has something left to say.
+    pub(super) async fn serve(
+        self,
+        ended: impl Future<Output = ()>,
+        beside: impl AsyncFnOnce(&RefCell<Control<Gateway>>) -> Infallible,
+    ) -> (anyhow::Result<server::End>, Control<Gateway>) {
         let Self { mut control, socket, admin, watch, metrics, reload, each_second } = self;
         let asked = control.dataplane.take_asked();
         let control = RefCell::new(control);
@@ -105,15 +118,13 @@ impl Serving {
             never = admin::serve(admin, &control) => match never {},
             never = changes::serve(&control) => match never {},
             never = leasing::answer(asked, &control) => match never {},
+            never = beside(&control) => match never {},
             () = ended => Ok(server::End::Signal),
         };
         tracing::info!(?end, "ending");
         supervisor::stopping();
         drop(socket);
-        let dataplane = control.into_inner().dataplane;
-        dataplane.farewell();
-        dataplane.stop();
-        end
+        (end, control.into_inner())
     }
 }
 

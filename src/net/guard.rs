@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use crate::net::name::InterfaceName;
 use crate::net::nft::{self, NftError, Transactions};
 use crate::sys::eventfd::EventFd;
-use crate::types::Mark;
+use crate::types::{Mark, Prefix};
 
 mod rules;
 mod ruleset;
@@ -41,6 +41,8 @@ pub struct Options {
     /// Whether hosts in 10/8, 169.254/16, 172.16/12, 192.168/16, fc00::/7 and fe80::/10 stay within reach, but for
     /// asking them for names.
     pub local_network: bool,
+    /// Networks that stay within reach beside the tunnel, but for asking them for names.
+    pub excluded: Vec<Prefix>,
     /// Whether the rules outlive [`Guard::lower`]: only [`lower_leftovers`] takes them away. What stays already stays,
     /// whatever this says.
     pub stays: bool,

@@ -19,6 +19,7 @@
 //!
 //! Routes and rules bear [`ROUTE_PROTOCOL`]. Nothing is asked of the host's own rules, and nothing of them is changed.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -45,7 +46,7 @@ const LINK_LOCAL: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A prefix that goes into the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Where to.
     pub prefix: Prefix,
@@ -130,6 +131,106 @@ impl Router {
         Ok(())
     }
 
+    /// Has other routes in force in the place of these: what is new comes before what is old goes. Device, table, mark
+    /// and blocked families must be the same.
+    ///
+    /// # Errors
+    /// What the kernel says, and to what; then it is half done, and [`Self::give_back`] takes back all of it.
+    pub async fn change(&self, old: &Taken, new: &Taken) -> Result<(), RouteError> {
+        for family in FAMILIES.into_iter().filter(|family| !new.blocked.contains(family)) {
+            self.replace(table(&less(new, old), family)).await?;
+            match (shortest(old, family), shortest(new, family)) {
+                (None, Some(_)) => self.make_rules(new, family).await?,
+                (before, after) if before != after => self.change_rules(new, family, before, after).await?,
+                _ => {}
+            }
+            self.remove(table(&less(old, new), family)).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes routes again that went with the last address of IPv4.
+    ///
+    /// # Errors
+    /// What the kernel says, and to what.
+    pub async fn renew(&self, taken: &Taken) -> Result<(), RouteError> {
+        self.replace(table(taken, Family::V4)).await
+    }
+
+    /// As [`Self::fill`], in the place of what that made.
+    ///
+    /// # Errors
+    /// What the kernel says, and to what.
+    pub async fn refill(
+        &self,
+        device: u32,
+        table: u32,
+        (old, new): (&[Route], &[Route]),
+    ) -> Result<(), RouteError> {
+        let made = |routes: &[Route], other: &[Route]| {
+            let theirs: HashSet<_> = other.iter().collect();
+            let each = routes.iter().filter(|route| !theirs.contains(route)).map(|Route { prefix, via }| {
+                let made = route((device, table), (prefix.addr(), prefix.len()), RouteType::Unicast, *via);
+                (format!("the route {prefix}"), made)
+            });
+            each.collect::<Vec<_>>()
+        };
+        self.replace(made(new, old)).await?;
+        self.remove(made(old, new)).await
+    }
+
+    /// Makes routes, or puts them in the place of those for the same prefix.
+    async fn replace(&self, routes: Vec<(String, RouteMessage)>) -> Result<(), RouteError> {
+        for (what, route) in routes {
+            let added = self.handle.route().add(route).replace().execute().await.map_err(to_io);
+            added.map_err(|source| RouteError { what, source })?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, routes: Vec<(String, RouteMessage)>) -> Result<(), RouteError> {
+        for (what, route) in routes {
+            match self.handle.route().del(route).execute().await.map_err(to_io) {
+                // Another one is in its place, or it went with an address.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                gone => gone.map_err(|source| RouteError { what, source })?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules of a family that has some; they end without `after`.
+    async fn change_rules(
+        &self,
+        new: &Taken,
+        family: Family,
+        before: Option<u8>,
+        after: Option<u8>,
+    ) -> Result<(), RouteError> {
+        let failed = |source| RouteError { what: "the rules of the tunnel".to_owned(), source };
+        let theirs = self.rules(family).await.map_err(failed)?;
+        let of_table = |rule: &&RuleMessage| is_ours(rule) && table_of_rule(rule) == new.table;
+        let Some(last) = theirs.iter().find(of_table).and_then(priority) else { return Ok(()) };
+        let first = last.saturating_sub(1);
+        let suppressed = before.map(|length| RuleAttribute::SuppressPrefixLen(length.into()));
+        if let Some(length) = after {
+            match self.main_rule(family, new.mark, first, length).execute().await.map_err(to_io) {
+                // Half done before.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                added => added.map_err(failed)?,
+            }
+        }
+        for rule in &theirs {
+            let main = priority(rule) == Some(first)
+                && suppressed.as_ref().is_some_and(|length| rule.attributes.contains(length));
+            if is_ours(rule) && (main || after.is_none() && of_table(&rule)) {
+                let gone = self.handle.rule().del(rule.clone()).execute().await;
+                gone.map_err(to_io).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn make(&self, taken: &Taken) -> Result<(), RouteError> {
         for family in FAMILIES {
             let routes = table(taken, family);
@@ -160,11 +261,15 @@ impl Router {
         if taken.blocked.contains(&family) {
             return Ok(());
         }
-        let lengths = taken.routes.iter().filter(|route| is_of(&route.prefix, family));
-        let shortest = lengths.map(|route| route.prefix.len()).min().unwrap_or(0);
-        let mut main = self.rule(family, taken.mark, MAIN, first);
-        main.message_mut().attributes.push(RuleAttribute::SuppressPrefixLen(shortest.into()));
+        let main = self.main_rule(family, taken.mark, first, shortest(taken, family).unwrap_or(0));
         main.execute().await.map_err(to_io).map_err(failed)
+    }
+
+    /// The rule before the tunnel's.
+    fn main_rule(&self, family: Family, mark: Mark, priority: u32, shortest: u8) -> RuleAddRequest {
+        let mut main = self.rule(family, mark, MAIN, priority);
+        main.message_mut().attributes.push(RuleAttribute::SuppressPrefixLen(shortest.into()));
+        main
     }
 
     fn rule(&self, family: Family, mark: Mark, table: u32, priority: u32) -> RuleAddRequest {
@@ -277,6 +382,24 @@ fn table(taken: &Taken, family: Family) -> Vec<(String, RouteMessage)> {
         add(format!("to exclude {prefix}"), (prefix.addr(), prefix.len()), RouteType::Throw, None);
     }
     made
+}
+
+/// The length of the shortest prefix of a family that goes into the tunnel; `None` if nothing of it is routed.
+fn shortest(taken: &Taken, family: Family) -> Option<u8> {
+    let of_family = |prefix: &Prefix| is_of(prefix, family);
+    let lengths = taken.routes.iter().map(|route| route.prefix).filter(of_family).map(|prefix| prefix.len());
+    lengths.min().or_else(|| taken.excluded.iter().any(of_family).then_some(0))
+}
+
+/// What of the first is not in the second.
+fn less(one: &Taken, other: &Taken) -> Taken {
+    let (routes, excluded): (HashSet<_>, HashSet<_>) =
+        (other.routes.iter().collect(), other.excluded.iter().collect());
+    Taken {
+        routes: one.routes.iter().filter(|route| !routes.contains(route)).copied().collect(),
+        excluded: one.excluded.iter().filter(|prefix| !excluded.contains(prefix)).copied().collect(),
+        ..one.clone()
+    }
 }
 
 fn route(at: (u32, u32), (addr, len): (IpAddr, u8), kind: RouteType, via: Option<IpAddr>) -> RouteMessage {

@@ -95,6 +95,7 @@ const ALLOWED: &[&str] = &["icmp6 133", "icmp6 134", "icmp6 136"];
 /// `guard TUNNEL MARK yes|no|stays ADDRESS...`: raises the kill switch, says so, lowers it when its input ends.
 pub(crate) fn errand(tunnel: &str, mark: &str, local: &str, addresses: &[&str]) {
     let options = Options {
+        excluded: Vec::new(),
         tunnel: tunnel.parse().unwrap(),
         mark: Mark(mark.parse().unwrap()),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),

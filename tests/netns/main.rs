@@ -33,6 +33,7 @@ mod guard;
 mod hostile;
 mod interop;
 mod lab;
+mod leased;
 mod leases;
 mod lifecycle;
 mod live;

@@ -39,7 +39,7 @@ pub(crate) fn profile(host: &Host, name: &str, gateway: &str, more: (&str, &str)
     (write(host, name, &conf), public)
 }
 
-fn write(host: &Host, name: &str, conf: &str) -> String {
+pub(crate) fn write(host: &Host, name: &str, conf: &str) -> String {
     let path = host.run_file(&format!("{name}.conf"));
     fs::write(&path, conf).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

@@ -127,7 +127,32 @@ fn a_problem_says_when_to_ask_again_or_never() {
     assert_eq!(take(&mut client, &problem(0, Code::TunnelDown, None), at(1)), Some(Outcome::GatewayStops));
     let lost = frame::problem_with(0, Code::PacketLost, None, Some(3));
     assert_eq!(take(&mut client, &lost, at(1)), Some(Outcome::PacketsLost(3)));
-    assert_eq!(client.deadline(), before);
+    assert_eq!(take(&mut client, &problem(0, Code::NotAllowed, None), at(1)), Some(Outcome::Dismissed));
+    assert_eq!((client.deadline(), client.offer().is_some()), (before, true));
+}
+
+#[test]
+fn a_problem_is_a_clause_for_people() {
+    let said = |code: u64, retry_after, told| words(&Problem { code, retry_after, lost: None }, told);
+    let free = "the gateway has no free address for this client";
+    assert_eq!(said(1, None, "x"), free);
+    assert_eq!(said(1, Some(60), "x"), format!("{free}; it is asked again after 60 s"));
+    assert_eq!(said(5, None, "no pool"), "the gateway says: no pool");
+    assert_eq!(said(99, None, ""), "the gateway refuses, with the number 99");
+    for code in Code::ALL {
+        assert!(said(*code as u64, None, "").starts_with("the gateway "), "{code:?}");
+    }
+}
+
+#[test]
+fn no_lease_is_believed_to_last_longer_than_that() {
+    for (longest, seconds) in [(100, 100), (3, 10), (2000, 1000)] {
+        let mut client = Leasing::new(AddrRequest::default(), 1).at_most(Duration::from_secs(longest));
+        client.start(at(0));
+        let (stream_id, ..) = asked(&mut client, at(0));
+        take(&mut client, &reply(stream_id, OWN, 1000), at(0));
+        assert_eq!(client.until(), Some(at(seconds * 1000)));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::look::{no_peer, of_pool, of_store, parts};
 use super::wire::{Changes, Key, NewPeer, PoolChanges, Psk};
 use super::{Problem, Reply};
 use crate::control::Control;
+use crate::control::clients;
 use crate::control::dataplane::DataPlane;
 use crate::control::device::{MAX_PEERS, MAX_PREFIXES};
 use crate::control::events::{PeerEvent, What};
@@ -454,6 +455,7 @@ pub(super) async fn commit<D: DataPlane>(
     if let Some(gone) = before.as_ref().map(|peer| peer.public_key)
         && stays.is_none_or(|peer| peer.public_key != gone)
     {
+        clients::dismiss(device, dataplane, &gone, why_gone(after.as_ref(), now));
         request.peers.push(PeerChange { remove: true, ..PeerChange::new(gone) });
     }
     request.peers.extend(stays.map(peers::whole));
@@ -493,6 +495,16 @@ async fn store<D>(
     }
 }
 
+/// What a client hears when its key is to be no peer's any more.
+fn why_gone(after: Option<&Peer>, now: Moment) -> &'static str {
+    match after {
+        None => "this client was removed",
+        Some(peer) if peer.disabled => "this client is disabled",
+        Some(peer) if peers::has_ended(peer, now) => "this client's time is over",
+        Some(_) => "this client has another key now",
+    }
+}
+
 fn what(peer: &Peer, change: PeerEvent) -> What {
     What::Peer { client: peer.public_key, name: peer.name.as_str().into(), change }
 }
@@ -509,6 +521,7 @@ pub(super) async fn expire<D: DataPlane>(control: &RefCell<Control<D>>, since: M
     let now = leases.now();
     let mut request = SetRequest::default();
     for peer in peers.ended(since, now).filter(|peer| device.peer(&peer.public_key).is_some()) {
+        clients::dismiss(device, dataplane, &peer.public_key, why_gone(Some(peer), now));
         events.add(now, what(peer, PeerEvent::Ended));
         request.peers.push(PeerChange { remove: true, ..PeerChange::new(peer.public_key) });
     }

@@ -221,6 +221,8 @@ fn a_change_touches_only_whom_it_names() {
         let calls = bench.calls();
         assert_eq!(calls.iter().filter(|call| matches!(call, Call::AddPeer(..))).count(), 1, "{calls:?}");
         assert_eq!(calls.iter().filter(|call| matches!(call, Call::RemovePeer(..))).count(), 1, "{calls:?}");
+        let told: Vec<_> = calls.iter().filter_map(dismissed).collect();
+        assert_eq!(told, ["this client is disabled"], "{calls:?}");
         // Another key: the same address, the preshared key stays unless it is told.
         let (_, keyed) = bench.change("alice", json!({ "public_key": key(5) })).await;
         assert_eq!(
@@ -327,6 +329,15 @@ fn what_does_not_fit_is_refused_by_name_and_changes_nothing() {
     });
 }
 
+/// What a peer is told when it goes.
+fn dismissed(call: &Call) -> Option<String> {
+    if let Call::Dismissed(_, frame) = call { Some(why(frame)) } else { None }
+}
+
+fn why(frame: &[u8]) -> String {
+    crate::wire::frame::told(crate::wire::frame::Frame::parse(frame).unwrap().body)
+}
+
 #[test]
 fn a_peer_ends_by_itself_and_comes_back_with_a_later_end() {
     let mut bench = Bench::new("ends");
@@ -341,7 +352,10 @@ fn a_peer_ends_by_itself_and_comes_back_with_a_later_end() {
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
         let done = expire(&bench.control, done).await;
         let calls = bench.calls();
-        assert!(matches!(calls[..], [Call::RemovePrefixes(_), Call::RemovePeer(_)]), "{calls:?}");
+        let [Call::Dismissed(_, frame), Call::RemovePrefixes(_), Call::RemovePeer(_)] = &calls[..] else {
+            panic!("{calls:?}")
+        };
+        assert_eq!(why(frame), "this client's time is over");
         assert_eq!(expire(&bench.control, done).await, done);
         assert_eq!((&bench.look("alice").await.1["state"], bench.calls().len()), (&json!("expired"), 0));
         assert_eq!(bench.look("bob").await.1["state"], "active");

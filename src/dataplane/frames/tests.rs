@@ -408,7 +408,7 @@ fn requests_go_to_control_and_answers_come_back_in_the_session() {
     let heard = heard(&bench, &remote);
     assert_eq!((heard.len(), &heard[0].1[..1000]), (1, &answer[..]));
     // For a peer that is not there any more.
-    let gone = crate::types::PeerId { generation: 7, ..remote.id };
+    let gone = PeerId { generation: 7, ..remote.id };
     bench.control(ToWorker::Frame(gone, CHACHA, answer.into()));
     assert_eq!(self::heard(&bench, &remote), []);
     // A body that is none is answered here.
@@ -554,4 +554,50 @@ fn a_client_hears_of_packets_that_could_not_be_sent_once_it_can_be_told() {
     assert_eq!(operations(&said), [(CHACHA, Operation::Problem), (CHACHA, Operation::Hello)]);
     let problem = Problem::read(Frame::parse(&said[0].1).unwrap().body).unwrap();
     assert_eq!((problem.code, problem.lost), (3, Some(2)), "the packet, and the word that it was lost");
+}
+
+#[test]
+fn a_client_hears_what_its_gateway_says_and_a_gateway_hears_nothing() {
+    let reply = AddrReply {
+        ipv4: Some((std::net::Ipv4Addr::new(100, 64, 0, 7), 32)),
+        seconds: 60,
+        ..AddrReply::default()
+    };
+    let reply = reply.write(&lease::Settings::default(), 5);
+    let problem = frame::problem(5, Code::NoFreeAddr).to_vec();
+    let mut bad = reply.clone();
+    bad[16] = 0xa0;
+    bad[12..16].copy_from_slice(&[1, 0, 0, 0]);
+    for hears in [false, true] {
+        let (mut bench, mut remote) = gateway();
+        let core = bench.worker.sending_half().0;
+        core.asked = core.asked.clone().hearing(hears);
+        bench.told();
+        for payload in [&reply, &problem, &bad, &frame::ping(1, b"", 0).to_vec()] {
+            say(&mut bench, &mut remote, CHACHA, payload);
+        }
+        let heard: Vec<_> = bench
+            .told()
+            .into_iter()
+            .filter_map(|told| if let ToControl::Said(id, frame) = told { Some((id, frame)) } else { None })
+            .map(|(id, frame)| (id == remote.id, Frame::parse(&frame).unwrap().operation))
+            .collect();
+        let wanted = [(true, Operation::AddrReply), (true, Operation::Problem)];
+        assert_eq!(heard, if hears { &wanted[..] } else { &[] });
+        let (refused, unhandled) = if hears { (1, 0) } else { (0, 2) };
+        let drops = [(Drop::FrameRefused, refused), (Drop::FrameUnhandled, unhandled)];
+        bench.assert_drops(&drops.into_iter().filter(|(_, n)| *n > 0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn who_is_dismissed_hears_of_it_if_it_speaks() {
+    let (mut bench, mut remote) = gateway();
+    let dismiss =
+        |remote: &Remote| ToWorker::Dismiss(remote.id, frame::problem(0, Code::NotAllowed).as_slice().into());
+    bench.control(dismiss(&remote));
+    assert_eq!(heard(&bench, &remote), [], "a standard peer");
+    say(&mut bench, &mut remote, CHACHA, &frame::ping(1, b"", 0));
+    bench.control(dismiss(&remote));
+    assert_eq!(operations(&heard(&bench, &remote)), [(CHACHA, Operation::Problem)]);
 }

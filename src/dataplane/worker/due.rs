@@ -73,10 +73,16 @@ impl<I: Io> Worker<I> {
     /// The same to every peer that speaks in frames, as far as there are send buffers.
     pub(super) fn say_to_all(&mut self, frame: &[u8]) {
         for slot in self.core.peers.all() {
-            let speaks = self.core.peers.by_slot(slot).filter(|peer| peer.session.speaks());
-            if let Some(id) = speaks.map(|peer| peer.id) {
-                self.say(id, Suite::ChaCha20Poly1305, frame);
+            if let Some(id) = self.core.peers.by_slot(slot).map(|peer| peer.id) {
+                self.say_if_it_speaks(id, frame);
             }
+        }
+    }
+
+    /// The same to one peer, if it speaks in frames.
+    pub(super) fn say_if_it_speaks(&mut self, id: PeerId, frame: &[u8]) {
+        if self.core.peers.by_id(id).is_some_and(|peer| peer.session.speaks()) {
+            self.say(id, Suite::ChaCha20Poly1305, frame);
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTi
         }
         Ok(()) => format!(
             "nothing comes back from the gateway {place}: a firewall on the way drops UDP port {port}, or the gateway \
-             does not know this client's key {own}, or not under this preshared key"
+             does not know this client's key {own} (it may be disabled there), or not under this preshared key"
         ),
     }
 }

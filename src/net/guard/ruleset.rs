@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::Options;
 use crate::net::nft::escaped;
+use crate::types::Prefix;
 
 /// How the names of the tables begin. No gateway's table, whose names begin with `ringway_`, is called so.
 const PREFIX: &str = "ringway-guard_";
@@ -51,7 +52,11 @@ pub(super) fn ruleset(options: &Options, load: u64, links: Option<&[String]>) ->
 }
 
 fn local_jump(options: &Options) -> String {
-    if options.local_network { "jump local\n".to_owned() } else { String::new() }
+    if has_local(options) { "jump local\n".to_owned() } else { String::new() }
+}
+
+fn has_local(options: &Options) -> bool {
+    options.local_network || !options.excluded.is_empty()
 }
 
 fn packets(table: &str, options: &Options, load: u64) -> String {
@@ -147,15 +152,31 @@ fn shared_chains(options: &Options) -> String {
         ip6 hoplimit 255 meta l4proto 58 icmpv6 type { 133, 134, 135, 136 } accept \
         comment \"neighbours and routers\"\n\
         }\n";
-    if !options.local_network {
+    if !has_local(options) {
         return link.to_owned();
     }
+    let mut text = String::new();
+    for (name, kind, v4) in [("excluded_v4", "ipv4_addr", true), ("excluded_v6", "ipv6_addr", false)] {
+        let of_family = options.excluded.iter().filter(|prefix| prefix.addr().is_ipv4() == v4);
+        let prefixes: Vec<_> = of_family.map(Prefix::to_string).collect();
+        let elements = match prefixes.join(", ").as_str() {
+            "" => String::new(),
+            list => format!(" elements = {{ {list} }};"),
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "set {name} {{ type {kind}; flags interval; auto-merge;{elements} }}");
+    }
+    let ranges = if options.local_network {
+        format!("ip daddr {{ {LOCAL_V4} }} accept\nip6 daddr {{ {LOCAL_V6} }} accept\n")
+    } else {
+        String::new()
+    };
     format!(
-        "{link}chain local {{\n\
+        "{text}{link}chain local {{\n\
          meta l4proto {{ 6, 17 }} th dport {{ {NAMES} }} counter drop comment \"names are asked in the tunnel\"\n\
          meta l4proto 58 counter drop\n\
-         ip daddr {{ {LOCAL_V4} }} accept\n\
-         ip6 daddr {{ {LOCAL_V6} }} accept\n\
-         }}\n"
+         ip daddr @excluded_v4 accept\n\
+         ip6 daddr @excluded_v6 accept\n\
+         {ranges}}}\n"
     )
 }

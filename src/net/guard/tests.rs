@@ -12,6 +12,7 @@ fn options(tunnel: &str) -> Options {
         addresses: ["100.64.0.2", "fd64::2"].map(|text| text.parse().unwrap()).into(),
         stays: false,
         local_network: false,
+        excluded: Vec::new(),
     }
 }
 
@@ -38,7 +39,11 @@ fn every_choice_makes_rules_that_nft_takes_and_that_go_again() {
             for frames in [true, false] {
                 for local_network in [false, true] {
                     for addresses in [vec![], options(tunnel).addresses, vec!["::1".parse().unwrap(); 2]] {
-                        let options = Options { addresses, local_network, ..options(tunnel) };
+                        // One within the other.
+                        let excluded =
+                            ["10.1.0.0/16", "10.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap());
+                        let excluded = if frames { excluded.into() } else { Vec::new() };
+                        let options = Options { addresses, local_network, excluded, ..options(tunnel) };
                         let rules = Rules::load_with(&options, frames).unwrap();
                         let text = nft("list ruleset");
                         for of in ["table inet ringway-guard_", "table netdev ringway-guard_"] {

@@ -134,6 +134,45 @@ fn a_part_goes_into_the_tunnel_by_the_longest_prefix_and_tunnels_stand_beside_ea
 }
 
 #[test]
+fn other_routes_take_the_place_of_the_old_ones_without_a_gap() {
+    in_netns(|| {
+        host();
+        let before = world();
+        run(async {
+            let router = Router::open().unwrap();
+            let first = taken("one", &["10.0.0.0/8"]);
+            let second = Taken {
+                excluded: prefixes(&["192.168.1.0/24"]),
+                ..taken("one", &["10.0.0.0/8", "192.0.2.0/24", "192.168.0.0/16", "fd77::/16"])
+            };
+            let third = Taken { excluded: prefixes(&["192.0.2.0/24"]), ..taken("one", &["0.0.0.0/0"]) };
+            router.take(&first).await.unwrap();
+            let fresh = world();
+            router.change(&first, &second).await.unwrap();
+            assert_eq!((way("10.1.1.1"), way("192.0.2.1")), ("tunnel".to_owned(), "tunnel".to_owned()));
+            assert_eq!((way("192.168.1.1"), way("192.168.2.1")), ("out".to_owned(), "tunnel".to_owned()));
+            assert_eq!((way("fd77::1"), way("2001:db8::1")), ("tunnel".to_owned(), "out".to_owned()));
+            // The routed one is excluded now, and the host's own 10.0.0.0/8 wins over a default route.
+            router.change(&second, &third).await.unwrap();
+            assert_eq!((way("192.0.2.1"), way("192.0.3.1")), ("out".to_owned(), "tunnel".to_owned()));
+            assert_eq!((way("10.1.1.1"), way("fd77::1")), ("out".to_owned(), "out".to_owned()));
+            assert_eq!(said("rule").iter().filter(|line| line.contains("proto 82")).count(), 2);
+            assert!(!said("-6 rule").iter().any(|line| line.contains("proto 82")));
+            // What the last address took along comes back.
+            ip("addr del 100.64.0.2/32 dev tunnel");
+            assert_eq!(way("192.0.3.1"), UNREACHABLE);
+            router.renew(&third).await.unwrap();
+            assert_eq!(way("192.0.3.1"), "tunnel");
+            ip("addr add 100.64.0.2/32 dev tunnel");
+            router.change(&third, &first).await.unwrap();
+            assert_eq!(world(), fresh);
+            router.give_back(first.table).await.unwrap();
+        });
+        assert_eq!(world(), before);
+    });
+}
+
+#[test]
 fn what_cannot_be_made_whole_is_not_made() {
     in_netns(|| {
         host();
