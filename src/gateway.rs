@@ -374,6 +374,11 @@ impl Gateway {
         self.tell_all(|| ToWorker::ClearSources);
     }
 
+    /// The way to a peer may be another one: a keepalive and a handshake, at once.
+    pub fn renew(&self, worker: WorkerId, peer: PeerId) {
+        self.tell(worker, ToWorker::Renew(peer));
+    }
+
     /// Routes of the host changed: clients may leave by other interfaces now.
     pub fn follow_routes(&mut self) {
         if let Some(Err(error)) = self.host.as_mut().map(Applied::follow_routes) {
@@ -480,6 +485,7 @@ fn stats(now: Time, wall: Duration) -> impl Fn(PeerReport) -> PeerStats {
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
         suite: peer.suite,
+        awaits_answer: peer.awaits_answer,
     }
 }
 
