@@ -106,7 +106,7 @@ pub struct Contact {
 }
 
 impl Contact {
-    /// A gateway that may be at any of these addresses, in this order; asks at once.
+    /// A gateway that may be at any of these addresses, in this order, and that has just been asked at the first one.
     #[must_use]
     pub fn new(addresses: Vec<SocketAddr>, now: Time) -> Self {
         let mut contact = Self {
@@ -121,7 +121,9 @@ impl Contact {
             look_up: (None, FIRST_PAUSE),
         };
         contact.addresses.truncate(MAX_ADDRESSES);
-        contact.ask(now, false);
+        let asked = u32::from(!contact.addresses.is_empty());
+        contact.asking =
+            Some(Asking { since: now, due: now + FIRST_WAIT * asked, tries: asked, probe: false });
         contact
     }
 

@@ -10,11 +10,12 @@
 //! 8. serve until a signal, or until [`down`] takes the socket away
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
+pub(super) mod reconnect;
 mod silence;
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
@@ -27,6 +28,7 @@ use super::exporter::Pages;
 use super::home::{self, HomeError, RunDir};
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings, appliance};
+use reconnect::{Place, Reconnect};
 use crate::client::config::{RouteInfo, VpnConfig};
 use crate::client::error::VpnError;
 use crate::client::tunnel::{self, MARK, Routing, Tunnel};
@@ -102,19 +104,20 @@ pub enum KillSwitch {
 pub fn run(mut options: Options) -> anyhow::Result<()> {
     let config = vpn_config(&options.profile);
     config.check().map_err(VpnError::from).with_context(|| options.path.display().to_string())?;
-    let request = request(&mut options.profile)?;
+    let places = reconnect::resolve(&options.profile, &options.name)?;
+    let request = request(&mut options.profile, &places)?;
     let daemon = match options.background {
         true => Some(process::daemonize().context("going to the background")?),
         false => None,
     };
     protect();
-    block_on(serve(options, config, request, daemon))
+    block_on(serve(options, config, (request, places), daemon))
 }
 
 async fn serve(
     options: Options,
     config: VpnConfig,
-    request: SetRequest,
+    gateways: (SetRequest, Vec<Place>),
     daemon: Option<Daemon>,
 ) -> anyhow::Result<()> {
     let mut signalled = pin!(appliance::signalled().context("taking signals")?);
@@ -122,7 +125,7 @@ async fn serve(
     let ran = tokio::select! {
         biased;
         () = &mut signalled => return Ok(()),
-        running = Running::start(&options, &config, request) => running,
+        running = Running::start(&options, &config, gateways) => running,
     };
     let mut running = match ran {
         Ok(running) => running,
@@ -167,7 +170,11 @@ struct Running {
 }
 
 impl Running {
-    async fn start(options: &Options, config: &VpnConfig, request: SetRequest) -> anyhow::Result<Self> {
+    async fn start(
+        options: &Options,
+        config: &VpnConfig,
+        (request, places): (SetRequest, Vec<Place>),
+    ) -> anyhow::Result<Self> {
         let Options { name, profile, .. } = options;
         let run = Path::new(RUN);
         let run_dir = RunDir::take(&run.join(name.as_str())).map_err(|error| match error {
@@ -221,7 +228,9 @@ impl Running {
         }
         let (_, metrics) = Pages::new(None);
         let each_second = options.each_second;
-        let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
+        let reconnect = Some(Reconnect::new(places, index, mark, &config.dns_addresses).await);
+        let serving =
+            Serving { control, socket, admin: None, watch, metrics, reload: None, reconnect, each_second };
         let mut running = Self { serving, changed, _device: kept, _run_dir: run_dir };
         match running.settle(config, &profile.hooks, name) {
             Ok(()) => Ok(running),
@@ -251,7 +260,7 @@ impl Running {
     /// Waits until some gateway has answered.
     async fn first_handshake(&mut self, options: &Options) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let Control { device, dataplane, .. } = &mut self.serving.control;
+        let Serving { control, reconnect, .. } = &mut self.serving;
         let asked: Vec<_> = options.profile.peers.iter().filter(|peer| peer.endpoint.is_some()).collect();
         if asked.is_empty() {
             return Ok(());
@@ -259,6 +268,10 @@ impl Running {
         let places: Vec<_> = asked.iter().filter_map(|peer| peer.endpoint.as_deref()).collect();
         (options.say)(&format!("{}: asking {}", options.name, places.join(", ")));
         let snapshot = loop {
+            if let Some(reconnect) = reconnect {
+                reconnect.step(control);
+            }
+            let Control { device, dataplane, .. } = &mut *control;
             let snapshot = dataplane.snapshot();
             if snapshot.iter().any(|peer| peer.last_handshake.is_some()) {
                 break snapshot;
@@ -289,6 +302,7 @@ impl Running {
         let peers =
             silent.map(|peer| PeerChange { keepalive: Some(None), ..PeerChange::new(peer.public_key) });
         let request = SetRequest { peers: peers.collect(), ..SetRequest::default() };
+        let Control { device, dataplane, .. } = control;
         device.apply(request, dataplane).context("the keepalive")
     }
 
@@ -393,10 +407,11 @@ fn vpn_config(profile: &Profile) -> VpnConfig {
 }
 
 /// All that the profile says of keys and peers; its secrets are taken out of it.
-fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
+fn request(profile: &mut Profile, places: &[Place]) -> anyhow::Result<SetRequest> {
     let mut peers = Vec::new();
     for peer in &mut profile.peers {
-        let endpoint = peer.endpoint.as_deref().map(resolve).transpose()?;
+        let place = places.iter().find(|place| place.key == peer.public_key);
+        let endpoint = place.and_then(Place::first);
         let begin = if peer.keepalive == 0 { BEGIN } else { peer.keepalive };
         peers.push(PeerChange {
             preshared_key: Some(peer.preshared_key.take()),
@@ -410,19 +425,6 @@ fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
     let key = crate::crypto::x25519::PrivateKey::new(&key).to_secret();
     let fwmark = Some(profile.mark.unwrap_or(MARK));
     Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
-}
-
-/// The first address of a place that this host has a way to; else the first.
-fn resolve(place: &str) -> anyhow::Result<SocketAddr> {
-    let addresses = place.to_socket_addrs().with_context(|| {
-        format!(
-            "{place}: the gateway's name is not resolved: is the network up, and does its DNS server answer?"
-        )
-    })?;
-    let addresses: Vec<_> = addresses.collect();
-    let reachable = addresses.iter().find(|address| silence::socket_to(**address, Mark(0)).is_ok());
-    let chosen = reachable.or(addresses.first()).copied();
-    chosen.with_context(|| format!("{place}: the gateway's name has no address"))
 }
 
 /// The clients of this host, with their profiles, and the process that runs each; without one it was killed.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use caps::Capability;
 
+use super::client::reconnect::{self, Reconnect};
 use super::exporter::{self, Pages};
 use super::reload::{self, Reloader};
 use super::{Gateway, admin, changes, leasing, supervisor};
@@ -32,6 +33,8 @@ pub(super) struct Serving {
     pub(super) metrics: Pages,
     /// Who reads the configuration again, if there is a file.
     pub(super) reload: Option<Reloader>,
+    /// What keeps a client's gateways within reach.
+    pub(super) reconnect: Option<Reconnect>,
     /// What whoever started it wants done about once a second.
     pub(super) each_second: fn(),
 }
@@ -81,7 +84,7 @@ impl Serving {
     /// # Errors
     /// No signal handlers.
     pub(super) async fn until_end(self, ended: impl Future<Output = ()>) -> anyhow::Result<server::End> {
-        let Self { mut control, socket, admin, watch, metrics, reload, each_second } = self;
+        let Self { mut control, socket, admin, watch, metrics, reload, reconnect, each_second } = self;
         let asked = control.dataplane.take_asked();
         let control = RefCell::new(control);
         let mut gone = control.borrow().dataplane.gone();
@@ -100,6 +103,7 @@ impl Serving {
             never = leasing::serve(&control) => match never {},
             never = admin::serve(admin, &control) => match never {},
             never = changes::serve(&control) => match never {},
+            never = reconnect::serve(reconnect, &control) => match never {},
             never = leasing::answer(asked, &control) => match never {},
             () = ended => Ok(server::End::Signal),
         };

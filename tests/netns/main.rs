@@ -42,6 +42,7 @@ mod metrics;
 mod native;
 mod offload;
 mod peer;
+mod reconnect;
 mod reload;
 mod resolver;
 mod seeing;

@@ -36,7 +36,7 @@ fn tried(done: &[(u64, Steps)]) -> Vec<(u64, SocketAddr)> {
 /// One that has answered from the first address.
 fn connected(addresses: &[u8]) -> Contact {
     let mut contact = Contact::new(addresses.iter().map(|last| place(*last)).collect(), at(0));
-    assert!(contact.look(seen(0, true, 1), at(0), |_| true).renew);
+    assert_eq!(contact.look(seen(0, true, 1), at(0), |_| true), Steps::default());
     assert_eq!(contact.look(seen(92, false, addresses[0]), at(10), |_| true), Steps::default());
     assert_eq!(contact.state(), State::Connected);
     contact
@@ -46,7 +46,7 @@ fn connected(addresses: &[u8]) -> Contact {
 fn addresses_are_tried_in_turn_each_longer_than_before_and_for_ever() {
     let mut contact = Contact::new(vec![place(1), place(2)], at(0));
     let tried = tried(&done(&mut contact, seen(0, true, 1), 0, 8000));
-    let wanted = [(0, 1), (500, 2), (1000, 1), (2000, 2), (3000, 1), (5000, 2), (7000, 1)];
+    let wanted = [(500, 2), (1000, 1), (2000, 2), (3000, 1), (5000, 2), (7000, 1)];
     assert_eq!(tried, wanted.map(|(at, last)| (at, place(last))));
     assert_eq!(contact.state(), State::Lost);
     let later = self::tried(&done(&mut contact, seen(0, true, 1), 8000, 200_000));
@@ -63,12 +63,12 @@ fn addresses_are_tried_in_turn_each_longer_than_before_and_for_ever() {
 #[test]
 fn an_address_that_no_way_leads_to_is_passed_over() {
     let mut contact = Contact::new(vec![place(1), place(2)], at(0));
-    let steps = contact.look(seen(0, true, 1), at(0), |address| address == place(2));
-    assert_eq!((steps.endpoint, steps.renew), (Some(place(2)), true));
+    let steps = contact.look(seen(0, true, 1), at(500), |address| address == place(1));
+    assert_eq!((steps.endpoint, steps.renew), (Some(place(1)), true));
     // None at all: nothing is sent, and it is looked for again.
-    let steps = contact.look(seen(0, true, 1), at(500), |_| false);
-    assert_eq!((steps.endpoint, steps.renew), (None, false));
-    assert!(contact.look(seen(0, true, 1), at(1500), |_| true).renew);
+    let steps = contact.look(seen(0, true, 1), at(1000), |_| false);
+    assert_eq!((steps.endpoint, steps.renew, steps.look_up), (None, false, true));
+    assert!(contact.look(seen(0, true, 1), at(2000), |_| true).renew);
 }
 
 #[test]
