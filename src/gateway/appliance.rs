@@ -239,7 +239,8 @@ async fn start(options: Options, workers: u16, run_dir: &RunDir, hangup: Signal)
             let link = watch.link().clone();
             let reload = Some(Reloader { source, in_force: config, link, page, hangup, asked });
             let admin = Some(admin);
-            Serving { control, socket, admin, watch, metrics, reload, reconnect: None, each_second }.confined(account, KEPT)
+            Serving { control, socket, admin, watch, metrics, reload, reconnect: None, each_second }
+                .confined(account, KEPT)
         }
         Err(error) => {
             gateway.stop();

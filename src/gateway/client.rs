@@ -28,7 +28,6 @@ use super::exporter::Pages;
 use super::home::{self, HomeError, RunDir};
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings, appliance};
-use reconnect::{Place, Reconnect};
 use crate::client::config::{RouteInfo, VpnConfig};
 use crate::client::error::VpnError;
 use crate::client::tunnel::{self, MARK, Routing, Tunnel};
@@ -47,6 +46,7 @@ use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::{self, Daemon};
 use crate::types::{Mark, Prefix};
+use reconnect::{Place, Reconnect};
 
 /// In the run directory: the profile's path. Only a client has it.
 const PROFILE: &str = "profile";

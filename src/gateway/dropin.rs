@@ -107,7 +107,8 @@ async fn start(options: Options) -> anyhow::Result<Serving> {
     let (_, metrics) = Pages::new(page.map(|page| page.of(&control.dataplane, options.name.as_str())));
     // wg-quick's user expects no change of user.
     let each_second = options.each_second;
-    Serving { control, socket, admin: None, watch, metrics, reload: None, reconnect: None, each_second }.confined(None, KEPT)
+    Serving { control, socket, admin: None, watch, metrics, reload: None, reconnect: None, each_second }
+        .confined(None, KEPT)
 }
 
 fn open_device(name: &str, workers: u16, inherited: Option<OwnedFd>) -> Result<TunDevice, tun::TunError> {

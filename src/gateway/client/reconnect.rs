@@ -59,23 +59,25 @@ impl Place {
 /// # Errors
 /// A name that has no address, or nobody knows.
 pub(super) fn resolve(profile: &Profile, link: &InterfaceName) -> anyhow::Result<Vec<Place>> {
-    let servers = servers(&dns::before(&dns::Host::here(), link));
+    let host = dns::Host::here();
+    let servers = servers(&dns::before(&host, link));
+    let known = underlay(&host.resolv_conf, &profile.dns, &servers);
     let mark = profile.mark.unwrap_or(MARK);
     let mut places = Vec::new();
     for peer in &profile.peers {
         let Some(place) = &peer.endpoint else { continue };
-        let (host, port) = place.rsplit_once(':').with_context(|| format!("{place}: HOST:PORT"))?;
+        let (name, port) = place.rsplit_once(':').with_context(|| format!("{place}: HOST:PORT"))?;
         let port = port.parse().with_context(|| format!("{place}: the port"))?;
-        let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        let name = literal.is_err().then(|| host.to_owned());
+        let literal = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         let found = match place.to_socket_addrs() {
             Ok(found) => found.collect(),
-            Err(error) => by_ourselves(host, port, &servers, mark).ok_or(error).with_context(|| {
+            Err(error) => by_ourselves(name, port, &known, mark).ok_or(error).with_context(|| {
                 format!(
                     "{place}: the gateway's name is not resolved: is the network up, and does its DNS server answer?"
                 )
             })?,
         };
+        let name = literal.is_err().then(|| name.to_owned());
         let addresses = ordered(found, mark);
         if addresses.is_empty() {
             anyhow::bail!("{place}: the gateway's name has no address");
@@ -85,8 +87,8 @@ pub(super) fn resolve(profile: &Profile, link: &InterfaceName) -> anyhow::Result
     Ok(places)
 }
 
-fn by_ourselves(host: &str, port: u16, servers: &[IpAddr], mark: Mark) -> Option<Vec<SocketAddr>> {
-    let found = block_on(async { Ok(lookup(host, servers, mark).await?) });
+fn by_ourselves(name: &str, port: u16, servers: &[IpAddr], mark: Mark) -> Option<Vec<SocketAddr>> {
+    let found = block_on(async { Ok(lookup(name, servers, mark).await?) });
     let found = found.inspect_err(|error| tracing::debug!(%error, "a gateway's name")).ok()?;
     Some(found.into_iter().map(|address| SocketAddr::new(address, port)).collect())
 }
@@ -176,7 +178,8 @@ impl Reconnect {
             let before = remote.contact.state();
             let steps = remote.contact.look(seen, now, |place| reaches(place, self.mark));
             if steps.endpoint.is_some() && steps.endpoint != seen.endpoint {
-                let peers = vec![PeerChange { endpoint: steps.endpoint, ..PeerChange::new(remote.place.key) }];
+                let peers =
+                    vec![PeerChange { endpoint: steps.endpoint, ..PeerChange::new(remote.place.key) }];
                 let request = SetRequest { peers, ..SetRequest::default() };
                 if let Err(error) = control.device.apply(request, &mut control.dataplane) {
                     tracing::warn!(%error, "another address of a gateway");
