@@ -35,7 +35,7 @@ pub const LOST: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Addresses that are tried; more are forgotten, the oldest first.
+/// Addresses of a name that are tried; more are forgotten, the oldest first.
 pub const MAX_ADDRESSES: usize = 16;
 /// A calm client is looked at so often.
 pub const CALM: Duration = Duration::from_secs(1);
@@ -91,9 +91,11 @@ struct Asking {
 #[derive(Debug)]
 pub struct Contact {
     state: State,
-    /// Where it may be: the one to be tried first comes first.
-    addresses: Vec<SocketAddr>,
-    /// Which of them was tried last.
+    /// Where it last answered from, which need not be an address of its name: a gateway may roam as well.
+    heard: Option<SocketAddr>,
+    /// What its name has, or had.
+    named: Vec<SocketAddr>,
+    /// Which of [`Self::addresses`] was tried last.
     at: usize,
     asking: Option<Asking>,
     rx_bytes: u64,
@@ -108,23 +110,22 @@ pub struct Contact {
 impl Contact {
     /// A gateway that may be at any of these addresses, in this order, and that has just been asked at the first one.
     #[must_use]
-    pub fn new(addresses: Vec<SocketAddr>, now: Time) -> Self {
-        let mut contact = Self {
+    pub fn new(mut addresses: Vec<SocketAddr>, now: Time) -> Self {
+        addresses.truncate(MAX_ADDRESSES);
+        let asked = u32::from(!addresses.is_empty());
+        let asking = Asking { since: now, due: now + FIRST_WAIT * asked, tries: asked, probe: false };
+        Self {
             state: State::Connecting,
-            addresses,
+            heard: None,
+            named: addresses,
             at: 0,
-            asking: None,
+            asking: Some(asking),
             rx_bytes: 0,
             silent: None,
             patience: SILENCE,
             last_probe: None,
             look_up: (None, FIRST_PAUSE),
-        };
-        contact.addresses.truncate(MAX_ADDRESSES);
-        let asked = u32::from(!contact.addresses.is_empty());
-        contact.asking =
-            Some(Asking { since: now, due: now + FIRST_WAIT * asked, tries: asked, probe: false });
-        contact
+        }
     }
 
     /// Whether it is there.
@@ -135,8 +136,9 @@ impl Contact {
 
     /// Where it may be, the most likely first.
     #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let others = self.named.iter().copied().filter(|address| Some(*address) != self.heard);
+        self.heard.into_iter().chain(others).collect()
     }
 
     /// The way may be another one, or the host was asleep: what has come before (`seen`) says nothing any more.
@@ -147,17 +149,23 @@ impl Contact {
         self.ask(now, false);
     }
 
-    /// The name has these addresses now. Those that are known stay, behind them.
+    /// The name has these addresses now. Those that are known stay, behind them; also the one that it last answered from
+    /// if it does not answer there any more.
     pub fn looked_up(&mut self, found: &[SocketAddr], now: Time) {
-        let is_news = found.iter().any(|address| !self.addresses.contains(address));
-        let mut all = found.to_vec();
-        all.extend(self.addresses.iter().filter(|address| !found.contains(address)));
-        all.truncate(MAX_ADDRESSES);
-        self.addresses = all;
-        if let Some(asking) = self.asking.as_mut().filter(|_| is_news) {
+        let known = self.addresses();
+        let Some(asking) = &mut self.asking else {
+            self.named.retain(|address| !found.contains(address));
+            self.named.splice(0..0, found.iter().copied());
+            self.named.truncate(MAX_ADDRESSES);
+            return;
+        };
+        if found.iter().any(|address| !known.contains(address)) {
             // From the first one on, at once.
             (asking.due, asking.tries, self.at) = (now, 0, 0);
         }
+        let behind = known.into_iter().filter(|address| !found.contains(address));
+        self.named = found.iter().copied().chain(behind).take(MAX_ADDRESSES).collect();
+        self.heard = None;
     }
 
     /// What is to be done now. `reaches` says whether there is any way to an address.
@@ -208,16 +216,12 @@ impl Contact {
             self.patience = if in_vain { (self.patience * 2).min(LONGEST_SILENCE) } else { SILENCE };
         }
         (self.state, self.silent) = (State::Connected, None);
-        if let Some(from) = from {
-            self.addresses.retain(|address| *address != from);
-            self.addresses.insert(0, from);
-            self.addresses.truncate(MAX_ADDRESSES);
-            self.at = 0;
-        }
+        (self.heard, self.at) = (from.or(self.heard), 0);
     }
 
     fn go_on(&mut self, now: Time, reaches: impl Fn(SocketAddr) -> bool) -> Steps {
         let mut steps = Steps::default();
+        let addresses = self.addresses();
         let Some(asking) = &mut self.asking else { return steps };
         let asked_for = now.since(asking.since);
         if asked_for >= LOST {
@@ -226,12 +230,12 @@ impl Contact {
         if asking.due > now {
             return steps;
         }
-        let count = self.addresses.len().max(1);
+        let count = addresses.len().max(1);
         // Those that this host has no way to are passed over; the first try is where it was.
         let from = if asking.tries == 0 { self.at } else { self.at + 1 };
         let next = (from..from + count)
             .map(|at| at % count)
-            .find(|at| self.addresses.get(*at).is_some_and(|address| reaches(*address)));
+            .find(|at| addresses.get(*at).is_some_and(|address| reaches(*address)));
         let round = u32::try_from(count).map_or(0, |count| asking.tries / count);
         let wait = match round {
             _ if asked_for >= TENACITY => LAST_WAIT,
@@ -243,7 +247,7 @@ impl Contact {
         asking.tries = asking.tries.saturating_add(1);
         if let Some(at) = next {
             self.at = at;
-            steps.endpoint = self.addresses.get(at).copied();
+            steps.endpoint = addresses.get(at).copied();
             steps.renew = true;
         }
         let (due, pause) = self.look_up;
@@ -255,8 +259,8 @@ impl Contact {
     }
 }
 
-/// Notices that the host slept: CLOCK_BOOTTIME has gone on while CLOCK_MONOTONIC stood still, or nobody looked for long,
-/// as when the process was stopped.
+/// Notices that the host slept: CLOCK_BOOTTIME has gone on while CLOCK_MONOTONIC stood still, or nobody looked for
+/// long, as when the process was stopped.
 #[derive(Debug)]
 pub struct Sleep {
     boot: Time,

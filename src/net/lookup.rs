@@ -1,9 +1,9 @@
 //! Names of gateways, asked of the underlay's DNS servers past every tunnel: a stub resolver (RFC 1035, RFC 7766) over
 //! marked sockets, which neither a tunnel's routes nor the kill switch hold up.
 //!
-//! Programs' own names are none of its business. What it answers is used as a place to send handshakes to and as nothing
-//! else: whoever forges an answer gains what whoever drops packets has, since only the holder of the gateway's key
-//! answers a handshake. So there is no DNSSEC, no cache, and every address in an answer counts, whatever aliases lead there.
+//! Programs' own names are none of its business. What it answers is a place to send handshakes to and nothing else:
+//! whoever forges an answer gains what whoever drops packets has, since only the holder of the gateway's key answers a
+//! handshake. So there is no DNSSEC, no cache, and every address in an answer counts, whatever aliases lead there.
 //!
 //! A query has a random number and a random port (a socket of its own, connected: the kernel takes answers from the
 //! server only). IPv4 and IPv6 addresses are asked for side by side; servers one after the other, twice.
@@ -98,8 +98,8 @@ pub fn servers(text: &str) -> Vec<IpAddr> {
     named.take(MAX_SERVERS).collect()
 }
 
-/// The addresses of a name, IPv6 and IPv4 in turn, [`MAX_ADDRESSES`] at most; within [`LONGEST`]. The name is taken as it
-/// is: there are no search domains.
+/// The addresses of a name, IPv6 and IPv4 in turn, [`MAX_ADDRESSES`] at most; within [`LONGEST`]. The name is taken as
+/// it is: there are no search domains.
 ///
 /// # Errors
 /// Why there is none.

@@ -56,7 +56,7 @@ fn addresses_are_tried_in_turn_each_longer_than_before_and_for_ever() {
     assert!(later.last().unwrap().0 > 190_000);
     // The answer comes from the other one: that is the first from now on.
     contact.look(seen(92, false, 2), at(200_000), |_| true);
-    assert_eq!((contact.state(), contact.addresses()), (State::Connected, &[place(2), place(1)][..]));
+    assert_eq!((contact.state(), contact.addresses()), (State::Connected, vec![place(2), place(1)]));
     assert_eq!(contact.next_look(at(200_000)), CALM);
 }
 
@@ -134,6 +134,22 @@ fn the_name_is_asked_for_after_a_round_and_what_it_yields_comes_first() {
     let many: Vec<_> = (10..40).map(place).collect();
     contact.looked_up(&many, at(200_200));
     assert_eq!(contact.addresses().len(), MAX_ADDRESSES);
+}
+
+/// However often a gateway roams, the place that the profile names is not forgotten.
+#[test]
+fn a_gateway_that_roams_is_asked_where_it_was_heard_and_then_where_it_is_named() {
+    let mut contact = connected(&[1]);
+    for last in 2..60 {
+        contact.look(seen(92 + u64::from(last), false, last), at(1000), |_| true);
+        assert_eq!(contact.addresses(), [place(last), place(1)]);
+    }
+    // A name that was asked for meanwhile does not come before a place that answers.
+    contact.looked_up(&[place(7)], at(2000));
+    assert_eq!(contact.addresses(), [59, 7, 1].map(place));
+    contact.way_changed(seen(200, false, 59), at(3000));
+    let asked = tried(&done(&mut contact, seen(200, true, 59), 3000, 4500));
+    assert_eq!(asked, [(3000, place(59)), (3500, place(7)), (4000, place(1))]);
 }
 
 #[test]
