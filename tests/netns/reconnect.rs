@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringway::noise::timers::Limits;
 
@@ -171,6 +171,19 @@ impl Site {
         json_of(&self.host, "status vpn0")["status"].as_str().unwrap().to_owned()
     }
 
+    /// Waits until no timer of the session has anything to send any more.
+    fn falls_silent(&self) {
+        let sent = || json_of(&self.host, "status vpn0")["peers"][0]["tx_bytes"].as_u64().unwrap();
+        let (mut last, mut since) = (sent(), Instant::now());
+        while since.elapsed() < Limits::PAPER.keepalive_timeout + Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = sent();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+    }
+
     fn kill_gateway(&mut self) {
         let gateway = self.gateway.take().unwrap();
         gateway.signal("KILL");
@@ -281,6 +294,7 @@ fn the_gateway_follows_an_idle_client() {
     let client = site.up(&site.profile(PLACE, ("", "")));
     let endpoint = || site.far.run("wg show wg0 endpoints");
     assert!(endpoint().contains("198.18.0.2:"), "{}", endpoint());
+    site.falls_silent();
     site.host.run("ip route replace default via 198.18.1.1");
     wait_until("the gateway knows", SOON, || endpoint().contains("198.18.1.2:"));
     end(client);
@@ -312,9 +326,8 @@ fn who_wakes_up_shakes_hands() {
         let shown = json_of(&site.host, "show vpn0");
         shown["dataplane"]["workers"][0]["counters"]["ringway_sessions_confirmed_total"].as_u64().unwrap()
     };
-    // Nobody sends anything, and the last keepalive was sent.
     machine(&format!("kill -STOP {}", held.child.id()));
-    std::thread::sleep(Limits::PAPER.keepalive_timeout + Duration::from_secs(1));
+    site.falls_silent();
     let before = sessions();
     fs::write(site.host.run_file("asleep"), "").unwrap();
     wait_until("there is a new session", SOON, || sessions() > before);
