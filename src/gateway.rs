@@ -374,11 +374,6 @@ impl Gateway {
         self.tell_all(|| ToWorker::ClearSources);
     }
 
-    /// The way to a peer may be another one: a keepalive and a handshake, at once.
-    pub fn renew(&self, worker: WorkerId, peer: PeerId) {
-        self.tell(worker, ToWorker::Renew(peer));
-    }
-
     /// Routes of the host changed: clients may leave by other interfaces now.
     pub fn follow_routes(&mut self) {
         if let Some(Err(error)) = self.host.as_mut().map(Applied::follow_routes) {

@@ -149,8 +149,8 @@ impl Contact {
         self.ask(now, false);
     }
 
-    /// The name has these addresses now. Those that are known stay, behind them; also the one that it last answered from
-    /// if it does not answer there any more.
+    /// The name has these addresses now. Those that are known stay, behind them; also the one that it last answered
+    /// from, if it does not answer there any more.
     pub fn looked_up(&mut self, found: &[SocketAddr], now: Time) {
         let known = self.addresses();
         let Some(asking) = &mut self.asking else {

@@ -42,6 +42,7 @@ use super::{NewKeypair, Role};
 
 pub use super::keypair::KeypairRef;
 
+mod renewal;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -266,12 +267,6 @@ impl PeerSession {
             .is_some_and(|keypair| !keypair.ended && !keypair.is_expired(now, &self.limits))
     }
 
-    /// True while the peer owes an answer: data was sent since anything came from it, or a handshake is under way.
-    #[must_use]
-    pub fn awaits_answer(&self) -> bool {
-        self.timers.new_handshake.is_some() || self.timers.retransmit.is_some() || self.begin_in_flight
-    }
-
     /// What data is sealed with; `None` without a keypair to send with.
     #[must_use]
     pub fn suite(&self) -> Option<Suite> {
@@ -317,19 +312,6 @@ impl PeerSession {
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.source = None;
         }
-    }
-
-    /// The way to the peer may be another one: tells it at once where we are, and asks for a handshake, whenever the
-    /// last one was. The keepalive makes a peer that still has the session follow us; one that has lost it answers the
-    /// handshake only.
-    pub fn renew(&mut self, now: Time) {
-        self.clear_source();
-        self.erase_expired(now);
-        if self.can_send(now) {
-            self.send_staged_or_keepalive(now);
-        }
-        self.timers.last_sent_handshake = None;
-        self.begin(now, Attempt::First);
     }
 
     /// Sets the interval of persistent keepalives in seconds; `None` and 0 turn them off. Turning them on sends one

@@ -23,6 +23,7 @@ use crate::config::profile::Profile;
 use crate::control::Control;
 use crate::control::dataplane::DataPlane as _;
 use crate::control::uapi::{PeerChange, SetRequest};
+use crate::dataplane::handoff::ToWorker;
 use crate::gateway::Gateway;
 use crate::gateway::serving::block_on;
 use crate::net::dns;
@@ -186,7 +187,7 @@ impl Reconnect {
                 }
             }
             if steps.renew {
-                control.dataplane.renew(worker, id);
+                control.dataplane.tell(worker, ToWorker::Renew(id));
             }
             if steps.look_up {
                 remote.ask(&self.ours, self.mark);
