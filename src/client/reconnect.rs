@@ -23,7 +23,7 @@ pub const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 const FORGIVEN: Duration = Duration::from_secs(60);
 /// How long an address is waited for in the first round.
 pub const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// From the third round on. An answer that takes longer than this is taken from [`TENACITY`] on.
+/// From the third round on. An answer that takes longer counts once the waits are longer, after half a minute.
 pub const LATER_WAIT: Duration = Duration::from_secs(2);
 /// After so long it is asked as WireGuard does.
 const TENACITY: Duration = Duration::from_secs(30);
