@@ -485,6 +485,7 @@ fn stats(now: Time, wall: Duration) -> impl Fn(PeerReport) -> PeerStats {
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
         suite: peer.suite,
+        awaits_answer: peer.awaits_answer,
     }
 }
 

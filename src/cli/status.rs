@@ -104,6 +104,7 @@ fn lines(peers: Vec<ShowPeer>) -> Vec<Line> {
 fn status(peer: &ShowPeer, age: Option<Duration>) -> Status {
     let fresh = Limits::PAPER.reject_after_time;
     match age {
+        _ if peer.lost => Status::ConnLost,
         Some(age) if age <= fresh || peer.persistent_keepalive.is_none() => Status::Started,
         _ => Status::ConnLost,
     }
@@ -152,5 +153,6 @@ mod tests {
         assert_eq!(status(&peer(Some(25)), seconds(180)), Status::Started);
         assert_eq!(status(&peer(Some(25)), seconds(181)), Status::ConnLost);
         assert_eq!(status(&peer(None), seconds(3600)), Status::Started);
+        assert_eq!(status(&ShowPeer { lost: true, ..peer(None) }, seconds(9)), Status::ConnLost);
     }
 }

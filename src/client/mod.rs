@@ -2,6 +2,7 @@
 //! `ringway up` is composed in [`crate::gateway::client`], on the gateway's data plane.
 //!
 //! - [`config`] says what a connection is to be, [`error`] what may go wrong, under the platform's numbers
+//! - [`reconnect`] finds a gateway again that does not answer any more, or by another way
 //! - [`tunnel`] changes the host: addresses, routes, rules, reverse path filtering; and takes it back
 //! - [`enrolment`] makes a peer of whoever holds an invite; [`leasing`] gets addresses and keeps them: machines without
 //!   socket, clock and randomness; what came and what time it is are handed in, what is to be sent is asked for
@@ -13,4 +14,5 @@ pub mod enrolment;
 pub mod error;
 pub mod leasing;
 pub mod pushed;
+pub mod reconnect;
 pub mod tunnel;

@@ -51,6 +51,8 @@ pub struct PeerStats {
     pub tx_bytes: u64,
     /// What data to it is sealed with; `None` without a session.
     pub suite: Option<Suite>,
+    /// It owes an answer: data was sent since anything came from it, or a handshake is under way.
+    pub awaits_answer: bool,
 }
 
 /// The packet path, as the control thread sees it.

@@ -61,6 +61,8 @@ pub struct Peer {
     home: Option<Ipv4Addr>,
     /// It is the key of an invite's use.
     temporary: bool,
+    /// See [`Device::set_lost`].
+    lost: bool,
     /// Order of making.
     serial: u64,
 }
@@ -123,6 +125,12 @@ impl Peer {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         self.temporary
+    }
+
+    /// True for a gateway of ours that is asked and does not answer.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     fn lose(&mut self, prefix: Prefix) {
@@ -292,6 +300,13 @@ impl Device {
     #[must_use]
     pub fn peer_by_id(&self, id: PeerId) -> Option<&Peer> {
         self.at(id)
+    }
+
+    /// Says of a gateway of ours whether it is asked and does not answer.
+    pub fn set_lost(&mut self, id: PeerId, lost: bool) {
+        if let Some(peer) = self.at_mut(id) {
+            peer.lost = lost;
+        }
     }
 
     /// Gives a peer what it has leased, in the place of what it had leased before, and tells the data plane the
@@ -621,6 +636,7 @@ impl Device {
                 leased: Box::default(),
                 home: None,
                 temporary: false,
+                lost: false,
                 serial,
             });
         }

@@ -195,6 +195,7 @@ impl DataPlane for Fake {
                 rx_bytes: 1000 + u64::from(id.slot),
                 tx_bytes: 2000 + u64::from(id.slot),
                 suite: peer.keepalive.map(|_| Suite::Aes256Gcm),
+                awaits_answer: false,
             })
             .collect()
     }

@@ -142,6 +142,8 @@ pub enum ToWorker {
     ClearKeys(PeerId),
     /// Set by the operator; `wg set … endpoint`.
     SetEndpoint(PeerId, SocketAddr),
+    /// The way to the peer may be another one: a keepalive and a handshake now.
+    Renew(PeerId),
     /// Persistent keepalive interval in seconds.
     SetKeepalive(PeerId, Option<u16>),
     /// Prefixes and their owners, for every worker's table.
@@ -198,6 +200,8 @@ pub struct PeerReport {
     pub tx_bytes: u64,
     /// What data to it is sealed with; `None` without a session.
     pub suite: Option<Suite>,
+    /// It owes an answer: data was sent since anything came from it, or a handshake is under way.
+    pub awaits_answer: bool,
 }
 
 impl PeerReport {
@@ -212,6 +216,7 @@ impl PeerReport {
             rx_bytes: stats.rx_bytes,
             tx_bytes: stats.tx_bytes,
             suite: session.suite(),
+            awaits_answer: session.awaits_answer(),
         }
     }
 }

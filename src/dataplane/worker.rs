@@ -667,6 +667,7 @@ impl<I: Io> Worker<I> {
             ToWorker::SetEndpoint(id, remote) => {
                 self.with_session(id, |session, now| session.set_endpoint(Some(remote), now));
             }
+            ToWorker::Renew(id) => self.with_session(id, PeerSession::renew),
             ToWorker::SetKeepalive(id, interval) => {
                 self.with_session(id, |session, now| session.set_keepalive(interval, now));
             }

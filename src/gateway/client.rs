@@ -11,12 +11,13 @@
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
 mod lease;
+mod reconnect;
 mod silence;
 
 use std::cell::RefCell;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
@@ -49,6 +50,7 @@ use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 use crate::sys::process::{self, Daemon};
 use crate::types::{Mark, Prefix};
+use reconnect::{Place, Reconnect};
 
 /// In the run directory: the profile's path. Only a client has it.
 const PROFILE: &str = "profile";
@@ -111,19 +113,20 @@ pub fn run(mut options: Options) -> anyhow::Result<()> {
     let config = vpn_config(&options.profile);
     // Without addresses of its own it is given some later.
     config.check_unaddressed().map_err(VpnError::from).with_context(|| options.path.display().to_string())?;
-    let request = request(&mut options.profile)?;
+    let places = reconnect::resolve(&options.profile, &options.name)?;
+    let request = request(&mut options.profile, &places)?;
     let daemon = match options.background {
         true => Some(process::daemonize().context("going to the background")?),
         false => None,
     };
     protect();
-    block_on(serve(options, config, request, daemon))
+    block_on(serve(options, config, (request, places), daemon))
 }
 
 async fn serve(
     options: Options,
     config: VpnConfig,
-    request: SetRequest,
+    gateways: (SetRequest, Vec<Place>),
     daemon: Option<Daemon>,
 ) -> anyhow::Result<()> {
     let mut signalled = pin!(appliance::signalled().context("taking signals")?);
@@ -131,7 +134,7 @@ async fn serve(
     let ran = tokio::select! {
         biased;
         () = &mut signalled => return Ok(()),
-        running = Running::start(&options, &config, request) => running,
+        running = Running::start(&options, &config, gateways) => running,
     };
     let mut running = match ran {
         Ok(running) => running,
@@ -170,6 +173,7 @@ struct Changed {
 struct Running {
     serving: Serving,
     lease: Option<Lessee>,
+    reconnect: Reconnect,
     changed: Changed,
     /// Keeps the device until its routes are gone.
     _device: std::os::fd::OwnedFd,
@@ -177,7 +181,11 @@ struct Running {
 }
 
 impl Running {
-    async fn start(options: &Options, config: &VpnConfig, request: SetRequest) -> anyhow::Result<Self> {
+    async fn start(
+        options: &Options,
+        config: &VpnConfig,
+        (request, places): (SetRequest, Vec<Place>),
+    ) -> anyhow::Result<Self> {
         let Options { name, profile, .. } = options;
         let run = Path::new(RUN);
         let run_dir = RunDir::take(&run.join(name.as_str())).map_err(|error| match error {
@@ -236,8 +244,11 @@ impl Running {
         }
         let (_, metrics) = Pages::new(None);
         let each_second = options.each_second;
+        let ours = lease.as_ref().map(Lessee::servers).unwrap_or_default();
+        *ours.borrow_mut() = config.dns_addresses.clone();
+        let reconnect = Reconnect::new(places, index, mark, ours).await;
         let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
-        let mut running = Self { serving, lease, changed, _device: kept, _run_dir: run_dir };
+        let mut running = Self { serving, lease, reconnect, changed, _device: kept, _run_dir: run_dir };
         match running.settle(config, profile, name) {
             Ok(()) => Ok(running),
             Err(error) => {
@@ -268,7 +279,7 @@ impl Running {
     /// Waits until some gateway has answered.
     async fn first_handshake(&mut self, options: &Options) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let Control { device, dataplane, .. } = &mut self.serving.control;
+        let Self { serving: Serving { control, .. }, reconnect, lease, changed, .. } = self;
         let asked: Vec<_> = options.profile.peers.iter().filter(|peer| peer.endpoint.is_some()).collect();
         if asked.is_empty() {
             return Ok(());
@@ -276,6 +287,8 @@ impl Running {
         let places: Vec<_> = asked.iter().filter_map(|peer| peer.endpoint.as_deref()).collect();
         (options.say)(&format!("{}: asking {}", options.name, places.join(", ")));
         let snapshot = loop {
+            reconnect.step(control);
+            let Control { device, dataplane, .. } = &mut *control;
             let snapshot = dataplane.snapshot();
             if snapshot.iter().any(|peer| peer.last_handshake.is_some()) {
                 break snapshot;
@@ -294,10 +307,9 @@ impl Running {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
-        if let Some(lease) = &mut self.lease {
-            lease.settle(&mut self.serving.control, &mut self.changed, PATIENCE).await?;
+        if let Some(lease) = lease {
+            lease.settle(control, changed, PATIENCE).await?;
         }
-        let Control { device, dataplane, .. } = &mut self.serving.control;
         let from = snapshot.iter().find(|peer| peer.last_handshake.is_some()).and_then(|peer| peer.endpoint);
         let from = from.map_or_else(String::new, |from| format!(" to {from}"));
         (options.say)(&format!(
@@ -310,6 +322,7 @@ impl Running {
         let peers =
             silent.map(|peer| PeerChange { keepalive: Some(None), ..PeerChange::new(peer.public_key) });
         let request = SetRequest { peers: peers.collect(), ..SetRequest::default() };
+        let Control { device, dataplane, .. } = control;
         device.apply(request, dataplane).context("the keepalive")
     }
 
@@ -319,10 +332,18 @@ impl Running {
         hooks: &Hooks,
         name: &InterfaceName,
     ) -> anyhow::Result<()> {
-        let Self { serving, mut lease, mut changed, _device, _run_dir } = self;
-        let beside = async |control: &RefCell<Control<Gateway>>| match &mut lease {
-            Some(lease) => lease.serve(control, &mut changed).await,
-            None => std::future::pending().await,
+        let Self { serving, mut lease, mut reconnect, mut changed, _device, _run_dir } = self;
+        let beside = async |control: &RefCell<Control<Gateway>>| {
+            let leasing = async {
+                match &mut lease {
+                    Some(lease) => lease.serve(control, &mut changed).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                never = leasing => never,
+                never = reconnect.serve(control) => never,
+            }
         };
         let (end, mut control) = serving.serve(signalled, beside).await;
         if let Some(lease) = &mut lease {
@@ -337,7 +358,7 @@ impl Running {
     }
 
     async fn undo(self, hooks: &Hooks, name: &InterfaceName) {
-        let Self { mut serving, lease, changed, _device, _run_dir } = self;
+        let Self { mut serving, lease, changed, _device, _run_dir, .. } = self;
         drop(serving.socket);
         if let Some(mut lease) = lease {
             lease.leave(&mut serving.control);
@@ -459,10 +480,11 @@ fn vpn_config(profile: &Profile) -> VpnConfig {
 }
 
 /// All that the profile says of keys and peers; its secrets are taken out of it.
-fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
+fn request(profile: &mut Profile, places: &[Place]) -> anyhow::Result<SetRequest> {
     let mut peers = Vec::new();
     for peer in &mut profile.peers {
-        let endpoint = peer.endpoint.as_deref().map(resolve).transpose()?;
+        let place = places.iter().find(|place| place.key == peer.public_key);
+        let endpoint = place.and_then(Place::first);
         let begin = if peer.keepalive == 0 { BEGIN } else { peer.keepalive };
         peers.push(PeerChange {
             preshared_key: Some(peer.preshared_key.take()),
@@ -476,19 +498,6 @@ fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
     let key = crate::crypto::x25519::PrivateKey::new(&key).to_secret();
     let fwmark = Some(profile.mark.unwrap_or(MARK));
     Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
-}
-
-/// The first address of a place that this host has a way to; else the first.
-fn resolve(place: &str) -> anyhow::Result<SocketAddr> {
-    let addresses = place.to_socket_addrs().with_context(|| {
-        format!(
-            "{place}: the gateway's name is not resolved: is the network up, and does its DNS server answer?"
-        )
-    })?;
-    let addresses: Vec<_> = addresses.collect();
-    let reachable = addresses.iter().find(|address| silence::socket_to(**address, Mark(0)).is_ok());
-    let chosen = reachable.or(addresses.first()).copied();
-    chosen.with_context(|| format!("{place}: the gateway's name has no address"))
 }
 
 /// The clients of this host, with their profiles, and the process that runs each; without one it was killed.

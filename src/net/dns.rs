@@ -168,6 +168,12 @@ impl Dns {
     }
 }
 
+/// What resolv.conf(5) says without a tunnel: of what a killed process left for that one, what was there before.
+#[must_use]
+pub fn before(host: &Host, link: &InterfaceName) -> String {
+    file::before(host, link).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
 /// Ends the settings of a tunnel, whoever made them. None is as good.
 ///
 /// # Errors

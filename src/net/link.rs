@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 pub const ROUTES_PAUSE: Duration = Duration::from_millis(100);
 
 /// What decides by which address and interface an outer datagram leaves.
-const GROUPS: &[MulticastGroup] = &[
+pub(in crate::net) const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,

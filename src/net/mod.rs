@@ -4,7 +4,9 @@
 pub mod dns;
 pub mod guard;
 pub mod link;
+pub mod lookup;
 pub mod manners;
+pub mod monitor;
 pub mod name;
 pub mod nft;
 pub mod route;

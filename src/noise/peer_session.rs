@@ -42,6 +42,7 @@ use super::{NewKeypair, Role};
 
 pub use super::keypair::KeypairRef;
 
+mod renewal;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The two clocks of the program: one that protocol timers run by, and one that names moments to people and peers.
+//! The clocks of the program: one that protocol timers run by, one that names moments to people and peers, and one that
+//! stands still while the host sleeps.
 
 use std::time::Duration;
 
@@ -8,6 +9,13 @@ use crate::types::Time;
 #[must_use]
 pub fn boottime() -> Time {
     let now = read(libc::CLOCK_BOOTTIME);
+    Time::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Time since boot without what the host slept (`CLOCK_MONOTONIC`): beside [`boottime`] it tells that it did.
+#[must_use]
+pub fn monotonic() -> Time {
+    let now = read(libc::CLOCK_MONOTONIC);
     Time::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 

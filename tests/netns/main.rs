@@ -44,6 +44,7 @@ mod metrics;
 mod native;
 mod offload;
 mod peer;
+mod reconnect;
 mod reload;
 mod resolved;
 mod resolver;

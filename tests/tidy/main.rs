@@ -42,7 +42,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["sys", "types"]),
     ("lease", &["types"]),
     ("config", &["dataplane::io", "net", "lease", "wire", "sys", "types"]),
-    ("netmon", &["net", "types"]),
     (
         "control",
         &[
@@ -61,19 +60,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "client",
-        &[
-            "dataplane",
-            "noise",
-            "net",
-            "store",
-            "config",
-            "metrics",
-            "crypto",
-            "wire",
-            "sys",
-            "types",
-            "netmon",
-        ],
+        &["dataplane", "noise", "net", "store", "config", "metrics", "crypto", "wire", "sys", "types"],
     ),
     ("bench", &["dataplane", "noise", "crypto", "wire", "sys", "types"]),
     ("gateway", &[ABOVE]),
@@ -508,7 +495,7 @@ macro_rules! m { () => { $crate::config::x() } }
     assert_eq!(functions, [("f".to_owned(), 4), ("h".to_owned(), 1)]);
     assert_eq!(metric_names(source.strings.iter().map(|(_, text)| text.as_str())).len(), 1);
     assert_eq!(unit(&module), "dataplane::io");
-    assert!(may_import("gateway", "netmon") && !may_import("gateway", "cli") && !may_import("sys", "wire"));
+    assert!(may_import("gateway", "bench") && !may_import("gateway", "cli") && !may_import("sys", "wire"));
     assert!(
         may_import("cli", "gateway")
             && !may_import("dataplane::io", "dataplane")

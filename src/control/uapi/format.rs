@@ -131,6 +131,8 @@ pub struct ShowPeer {
     pub suite: Option<String>,
     /// The worker that owns it.
     pub worker: u16,
+    /// It is a client's gateway, asked and without an answer for seconds.
+    pub lost: bool,
 }
 
 /// What `show=json` tells.
@@ -165,6 +167,7 @@ fn show_peer(peer: &Peer, stats: Option<&PeerStats>) -> ShowPeer {
         persistent_keepalive: peer.keepalive(),
         suite: stats.and_then(|stats| stats.suite).map(|suite| suite.to_string()),
         worker: peer.worker().0,
+        lost: peer.is_lost(),
     }
 }
 

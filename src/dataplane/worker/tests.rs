@@ -268,6 +268,11 @@ fn keepalives_are_counted_and_written_nowhere() {
     assert!(drain(&bench.tun).is_empty());
     bench.control(ToWorker::SetKeepalive(remote.id, Some(25)));
     assert_eq!(remote.keys.open(&bench.sent(&remote, 1)[0]), (1, vec![]));
+    // Another way: the peer is told where we are, and asked for a new session.
+    bench.control(ToWorker::Renew(remote.id));
+    assert_eq!(remote.keys.open(&bench.sent(&remote, 1)[0]), (2, vec![]));
+    let requests = bench.requests();
+    assert!(matches!(requests[..], [Request::Protocol(ToHandshaker::Begin { .. })]), "{requests:?}");
 }
 
 #[test]

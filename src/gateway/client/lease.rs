@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -73,6 +74,8 @@ pub(super) struct Lessee {
     terms: Terms,
     /// What the kill switch is raised with.
     guard: Option<guard::Options>,
+    /// The DNS servers behind the tunnel, for whoever must not ask them.
+    servers: Rc<RefCell<Vec<IpAddr>>>,
     /// What the resolver was told.
     resolver: Option<dns::Settings>,
     /// Networks that the gateway has beside those of the profile.
@@ -128,6 +131,7 @@ impl Lessee {
                 others: others.collect(),
             },
             guard: guard.cloned(),
+            servers: Rc::default(),
             resolver: super::resolver(&options.name, config),
             networks: Vec::new(),
             said: Vec::new(),
@@ -313,6 +317,11 @@ impl Lessee {
         self.write();
     }
 
+    /// The DNS servers behind the tunnel, also when a lease changes them.
+    pub(super) fn servers(&self) -> Rc<RefCell<Vec<IpAddr>>> {
+        Rc::clone(&self.servers)
+    }
+
     /// What is doubtful about addresses that the gateway gives to one who has others.
     fn doubt(&self, reply: &AddrReply) -> Option<String> {
         if self.is_needed() {
@@ -358,6 +367,7 @@ impl Lessee {
             guard.change(options)?;
         }
         changed.tunnel.change(&plan, Path::new(RUN)).await?;
+        self.servers.borrow_mut().clone_from(&config.dns_addresses);
         let wanted = super::resolver(&self.name, config);
         if self.resolver != wanted {
             match &wanted {

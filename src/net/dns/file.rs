@@ -43,6 +43,15 @@ pub(super) fn replace(host: &Host, settings: &Settings) -> Result<(), DnsError> 
     write(&record.file, &record.set, MODE).map_err(|error| failed(&record.file, error))
 }
 
+/// What is in the file; of what the record says that we set, what was there before.
+pub(super) fn before(host: &Host, link: &InterfaceName) -> Option<Vec<u8>> {
+    let now = read(&target(&host.resolv_conf).ok()?).ok()?;
+    match load(&host.record(link)).ok().flatten() {
+        Some(record) if now.as_ref() == Some(&record.set) => record.found,
+        _ => now,
+    }
+}
+
 /// Puts back what the record holds, unless somebody else has written since. If that was a later tunnel, it is handed
 /// what was there before this one.
 pub(super) fn restore(host: &Host, link: &InterfaceName) -> Result<(), DnsError> {

@@ -112,6 +112,22 @@ fn tunnels_end_in_any_order() {
 }
 
 #[test]
+fn what_was_before_a_tunnel_is_known_while_its_servers_are_in_the_file() {
+    let scratch = Scratch::new("dns");
+    let host = host(&scratch);
+    let link = settings().link;
+    assert_eq!(before(&host, &link), BEFORE);
+    // A process that was killed.
+    let _ = Dns::apply(&host, &settings()).unwrap();
+    assert_eq!(before(&host, &link), BEFORE);
+    assert!(before(&host, &"wg1".parse().unwrap()).contains(OURS), "another tunnel's is this one's underlay");
+    fs::write(&host.resolv_conf, "nameserver 198.18.1.53\n").unwrap();
+    assert_eq!(before(&host, &link), "nameserver 198.18.1.53\n", "another network's");
+    fs::remove_file(&host.resolv_conf).unwrap();
+    assert_eq!(before(&host, &link), "");
+}
+
+#[test]
 fn what_somebody_else_has_written_since_stays() {
     let scratch = Scratch::new("dns");
     let host = host(&scratch);

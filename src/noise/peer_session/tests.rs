@@ -282,6 +282,53 @@ fn no_answer_to_data_begins_anew_after_15_seconds() {
 }
 
 #[test]
+fn renewing_tells_where_we_are_and_begins_at_once() {
+    let mut session = connected(at(0));
+    receive(&mut session, 1, 0, true, at(1)).unwrap();
+    assert!(session.endpoint().unwrap().source.is_some());
+    session.initiation_sent(at(2));
+    let _ = session.take_actions();
+    session.renew(at(3));
+    let actions = session.take_actions();
+    assert!(actions.keepalive && actions.begin, "also within Rekey-Timeout");
+    assert_eq!(session.endpoint(), Some(Endpoint::new(remote(1))), "by which address the route says");
+    session.renew(at(3));
+    assert!(!session.take_actions().begin, "one in flight");
+    session.initiation_sent(at(3));
+    // The peer has answered; nothing is under way.
+    session.install(&keys(2, Role::Initiator), from(1), at(4));
+    let _ = session.take_actions();
+    assert!(!session.awaits_answer());
+    // Who slept has no key to send with, and packets go when there is one.
+    assert!(session.stage(packet(1), at(1000)).is_none());
+    let _ = session.take_actions();
+    session.renew(at(1000));
+    let actions = session.take_actions();
+    assert!(!actions.keepalive && !actions.flush_staged && !session.is_established());
+    assert_eq!(session.staged_len(), 1);
+    // A peer without an address has nobody to ask.
+    let mut nowhere = PeerSession::new(PeerId { slot: 0, generation: 0 }, LIMITS, 42);
+    nowhere.renew(at(1));
+    assert_eq!(nowhere.take_actions(), Actions::default());
+}
+
+#[test]
+fn an_answer_is_awaited_to_data_and_to_initiations() {
+    let mut session = connected(at(0));
+    assert!(!session.awaits_answer(), "a keepalive is not answered");
+    send(&mut session, true, at(1));
+    assert!(session.awaits_answer());
+    receive(&mut session, 1, 0, false, at(2)).unwrap();
+    assert!(!session.awaits_answer());
+    session.renew(at(10));
+    assert!(session.take_actions().begin && session.awaits_answer());
+    session.initiation_sent(at(10));
+    assert!(session.awaits_answer());
+    session.install(&keys(2, Role::Initiator), from(1), at(11));
+    assert!(session.take_actions().connected && !session.awaits_answer());
+}
+
+#[test]
 fn persistent_keepalive_on_off_and_put_off() {
     let mut session = connected(at(0));
     let idle = session.deadline();

@@ -83,6 +83,7 @@ fn the_reserved_room_is_enough() {
         rx_bytes: u64::MAX,
         tx_bytes: u64::MAX,
         suite: None,
+        awaits_answer: false,
     };
     let text = get(&device, &[stats]);
     assert!(text.len() <= DEVICE_BYTES + PEER_BYTES + PREFIX_BYTES, "{}", text.len());
