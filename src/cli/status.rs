@@ -1,9 +1,10 @@
 //! `status`: the connections that `up` made.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -15,9 +16,9 @@ use crate::control::socket::DIRECTORY;
 use crate::control::uapi::format::ShowPeer;
 use crate::gateway::client;
 use crate::net::name::InterfaceName;
-use crate::noise::timers::Limits;
+use crate::sys::clock::realtime;
 
-/// `status [NAME] [--json]`
+/// `status [NAME] [--json] [--watch]`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// This connection only
@@ -25,6 +26,22 @@ pub struct StatusArgs {
     /// A list of JSON objects; with a name one object
     #[arg(long)]
     json: bool,
+    /// Go on, and print each connection whose status or gateway changes: with --json one object a line
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Between two looks of a watch.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// One connection.
+struct Connection {
+    name: InterfaceName,
+    /// What a watch tells of: the rest changes all the time.
+    status: String,
+    gateways: Vec<Option<String>>,
+    text: String,
+    object: Value,
 }
 
 /// One gateway of a connection.
@@ -40,20 +57,61 @@ struct Line {
 /// # Errors
 /// There is no such connection; a socket that this user may not open.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut all = client::list()?;
-    if let Some(name) = &args.name {
-        all.retain(|(found, ..)| found == name);
-        if all.is_empty() {
-            return Err(VpnError::NoSuchVpn(name.clone()).into());
-        }
+    if args.watch {
+        return watch(args);
     }
-    let (mut text, mut objects) = (String::new(), Vec::new());
-    for (name, profile, process) in all {
+    let mut all = look(args.name.as_ref())?;
+    if let Some(name) = args.name.as_ref().filter(|_| all.is_empty()) {
+        return Err(VpnError::NoSuchVpn(name.clone()).into());
+    }
+    match (args.json, &args.name) {
+        (true, Some(_)) => print_json(&all.pop().map(|connection| connection.object)),
+        (true, None) => print_json(&all.into_iter().map(|connection| connection.object).collect::<Vec<_>>()),
+        (false, _) => print(&all.into_iter().map(|connection| connection.text).collect::<String>()),
+    }
+}
+
+/// Prints them as they are, and then what changes, until nobody reads it or the program is ended. A connection that ends
+/// is one that stopped.
+fn watch(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut before = Vec::<Connection>::new();
+    loop {
+        let now = look(args.name.as_ref())?;
+        let is_new = |connection: &&Connection| {
+            let was = before.iter().find(|was| was.name == connection.name);
+            was.is_none_or(|was| (&was.status, &was.gateways) != (&connection.status, &connection.gateways))
+        };
+        let gone = before.iter().filter(|was| now.iter().all(|connection| connection.name != was.name));
+        let stopped = gone.map(|was| {
+            let name = was.name.as_str();
+            let text = format!("{name}: {}\n", Status::Stopped);
+            (text, json!({ "name": name, "status": Status::Stopped.to_string(), "peers": [] }))
+        });
+        let changed = now.iter().filter(is_new).map(|it| (it.text.clone(), it.object.clone()));
+        for (text, mut object) in stopped.chain(changed) {
+            object["time"] = realtime().as_secs().into();
+            let line = if args.json { format!("{object}\n") } else { text };
+            let mut out = std::io::stdout().lock();
+            match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.context("standard output")?,
+            }
+        }
+        before = now;
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// All connections, or the one of this name.
+fn look(wanted: Option<&InterfaceName>) -> anyhow::Result<Vec<Connection>> {
+    let mut all = client::list()?;
+    all.retain(|(name, ..)| wanted.is_none_or(|wanted| wanted == name));
+    let each = all.into_iter().map(|(name, profile, process)| {
         let Some(process) = process else {
-            let _ = writeln!(text, "{name}: killed; `ringway down --force {name}` takes back what it left");
-            objects
-                .push(json!({ "name": name.as_str(), "profile": profile, "status": "killed", "peers": [] }));
-            continue;
+            let text = format!("{name}: killed; `ringway down --force {name}` takes back what it left\n");
+            let object =
+                json!({ "name": name.as_str(), "profile": profile, "status": "killed", "peers": [] });
+            return Ok(Connection { name, status: "killed".to_owned(), gateways: Vec::new(), text, object });
         };
         let (status, lines) = match report::ask(Path::new(DIRECTORY), &name) {
             Ok(report) => {
@@ -65,41 +123,29 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             // It starts, or it ends.
             Err(_) => (Status::NotStarted, Vec::new()),
         };
-        let _ = writeln!(text, "{name}: {status} ({profile})");
-        for line in &lines {
-            text.push_str(&described(line));
-        }
-        objects.push(json!({
+        let mut text = format!("{name}: {status} ({profile})\n");
+        lines.iter().for_each(|line| text.push_str(&described(line)));
+        let object = json!({
             "name": name.as_str(),
             "profile": profile,
             "process": process.parse::<u32>().ok(),
             "status": status.to_string(),
             "peers": lines.iter().map(object).collect::<Vec<_>>(),
-        }));
-    }
-    match (args.json, &args.name) {
-        (true, Some(_)) => print_json(&objects.pop().unwrap_or_default()),
-        (true, None) => print_json(&Value::from(objects)),
-        (false, _) => print(&text),
-    }
+        });
+        let gateways = lines.into_iter().map(|line| line.peer.endpoint).collect();
+        Ok(Connection { name, status: status.to_string(), gateways, text, object })
+    });
+    each.collect()
 }
 
 fn lines(peers: Vec<ShowPeer>) -> Vec<Line> {
     let now = SystemTime::now();
     let each = peers.into_iter().map(|peer| {
         let age = report::handshake_age(&peer, now);
-        Line { status: status(&peer, age), peer, age }
+        let status = Status::of_session(age, peer.persistent_keepalive.is_some());
+        Line { status, peer, age }
     });
     each.collect()
-}
-
-/// Without a keepalive a session may be old because nobody had anything to say.
-fn status(peer: &ShowPeer, age: Option<Duration>) -> Status {
-    let fresh = Limits::PAPER.reject_after_time;
-    match age {
-        Some(age) if age <= fresh || peer.persistent_keepalive.is_none() => Status::Started,
-        _ => Status::ConnLost,
-    }
 }
 
 fn described(Line { peer, age, .. }: &Line) -> String {
@@ -122,19 +168,4 @@ fn object(Line { status, peer, age }: &Line) -> Value {
         "rx_bytes": peer.rx_bytes,
         "tx_bytes": peer.tx_bytes,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_session_is_lost_only_if_it_should_be_young() {
-        let peer = |persistent_keepalive| ShowPeer { persistent_keepalive, ..ShowPeer::default() };
-        let seconds = |age| Some(Duration::from_secs(age));
-        assert_eq!(status(&peer(None), None), Status::ConnLost);
-        assert_eq!(status(&peer(Some(25)), seconds(180)), Status::Started);
-        assert_eq!(status(&peer(Some(25)), seconds(181)), Status::ConnLost);
-        assert_eq!(status(&peer(None), seconds(3600)), Status::Started);
-    }
 }

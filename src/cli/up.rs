@@ -1,17 +1,14 @@
 //! `up`: connects this host to a gateway, by a profile.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::{logging, say};
 use crate::client::connection::check_privilege;
 use crate::config::LogFormat;
-use crate::config::profile::{self, DIRECTORY};
-use crate::gateway::client::{self, KillSwitch, Options};
-use crate::net::name::InterfaceName;
+use crate::config::profile;
+use crate::gateway::client::{self, KillSwitch, Options, place};
 
 /// `up PROFILE|FILE [--kill-switch WHEN] [--background]`
 #[derive(Debug, Args)]
@@ -38,7 +35,7 @@ pub struct UpArgs {
 pub fn run(args: &UpArgs) -> anyhow::Result<()> {
     logging::start(args.log.unwrap_or(LevelFilter::WARN), LogFormat::Text);
     check_privilege()?;
-    let (name, path) = place(&args.profile)?;
+    let (name, path) = place(&args.profile).context("a profile is named after its device")?;
     let profile = profile::read(&path)?;
     if profile.save_config {
         tracing::warn!("SaveConfig: the profile stays as it is");
@@ -65,22 +62,10 @@ fn kill_switch(word: &str) -> Result<KillSwitch, &'static str> {
     }
 }
 
-/// The device's name, and the profile's file.
-fn place(word: &str) -> anyhow::Result<(InterfaceName, PathBuf)> {
-    let path = if word.contains('/') || word.ends_with(".conf") {
-        std::path::absolute(word).context("the present directory")?
-    } else {
-        Path::new(DIRECTORY).join(format!("{word}.conf"))
-    };
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let name =
-        stem.parse().map_err(|error| anyhow!("{word}: a profile is named after its device: {error}"))?;
-    Ok((name, path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::profile::DIRECTORY;
 
     #[test]
     fn a_word_is_a_profile_and_anything_else_a_file() {
@@ -94,7 +79,10 @@ mod tests {
         let (name, path) = told("wg0.conf");
         assert!(name == "wg0" && path.starts_with('/') && !path.starts_with(DIRECTORY), "{path}");
         assert!(
-            place("/a/much-too-long-a-name.conf").unwrap_err().to_string().contains("named after its device")
+            place("/a/much-too-long-a-name.conf")
+                .unwrap_err()
+                .to_string()
+                .contains("is no name for a connection")
         );
     }
 }

@@ -4,8 +4,10 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use crate::net::name::{InterfaceName, NameError};
+use crate::noise::timers::Limits;
 
 /// Why a call failed. [`Self::code`] is the platform API's number; the cause is kept.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +157,18 @@ pub enum Status {
     ConnLost,
 }
 
+impl Status {
+    /// Of a session whose last handshake is so old. Without a keepalive it may be old because nobody had anything to
+    /// say.
+    #[must_use]
+    pub fn of_session(age: Option<Duration>, is_kept: bool) -> Self {
+        match age {
+            Some(age) if age <= Limits::PAPER.reject_after_time || !is_kept => Self::Started,
+            _ => Self::ConnLost,
+        }
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -190,6 +204,15 @@ mod tests {
         for (error, code, caused) in all {
             assert_eq!((error.code(), error.source().is_some()), (code, caused), "{error:?}");
         }
+    }
+
+    #[test]
+    fn an_old_session_is_lost_only_if_it_should_be_young() {
+        let seconds = |age| Some(Duration::from_secs(age));
+        assert_eq!(Status::of_session(None, false), Status::ConnLost);
+        assert_eq!(Status::of_session(seconds(180), true), Status::Started);
+        assert_eq!(Status::of_session(seconds(181), true), Status::ConnLost);
+        assert_eq!(Status::of_session(seconds(3600), false), Status::Started);
     }
 
     #[test]

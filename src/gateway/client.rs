@@ -10,7 +10,10 @@
 //! 8. serve until a signal, or until [`down`] takes the socket away
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
+pub mod path;
 mod silence;
+
+pub use silence::NoAnswer;
 
 use std::fs;
 use std::io;
@@ -24,6 +27,7 @@ use anyhow::{Context as _, bail};
 use caps::Capability;
 
 use super::exporter::Pages;
+use super::failure::Failure;
 use super::home::{self, HomeError, RunDir};
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings, appliance};
@@ -31,7 +35,7 @@ use crate::client::config::{RouteInfo, VpnConfig};
 use crate::client::error::VpnError;
 use crate::client::tunnel::{self, MARK, Routing, Tunnel};
 use crate::config::RUN;
-use crate::config::profile::{Hooks, Profile, Table};
+use crate::config::profile::{self, Hooks, Profile, Table};
 use crate::control::Control;
 use crate::control::dataplane::DataPlane as _;
 use crate::control::device::Device;
@@ -146,7 +150,7 @@ async fn serve(
 /// Says it, once: nobody sees how a background process ends.
 fn fail(daemon: Option<Daemon>, error: anyhow::Error) -> anyhow::Result<()> {
     let Some(daemon) = daemon else { return Err(error) };
-    daemon.fail(&format!("ringway: {error:#}"));
+    daemon.fail(Failure::of(&error).exit_code(), &format!("ringway: {error:#}"));
     Ok(())
 }
 
@@ -160,6 +164,8 @@ struct Changed {
 /// A client that is set up. In the order in which it ends.
 struct Running {
     serving: Serving,
+    /// Where the way to the gateway is to be found out.
+    path: Option<path::Path>,
     changed: Changed,
     /// Keeps the device until its routes are gone.
     _device: std::os::fd::OwnedFd,
@@ -222,7 +228,8 @@ impl Running {
         let (_, metrics) = Pages::new(None);
         let each_second = options.each_second;
         let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
-        let mut running = Self { serving, changed, _device: kept, _run_dir: run_dir };
+        let path = path::Path::open(name, index, profile, plan.mtu).await;
+        let mut running = Self { serving, path, changed, _device: kept, _run_dir: run_dir };
         match running.settle(config, &profile.hooks, name) {
             Ok(()) => Ok(running),
             Err(error) => {
@@ -268,12 +275,8 @@ impl Running {
                 let peer = peer.context("no peer has an endpoint")?;
                 let own = device.public_key().map(|key| key.to_base64()).unwrap_or_default();
                 let written = fs::metadata(&options.path).and_then(|meta| meta.modified());
-                bail!(silence::explain(
-                    &peer,
-                    dataplane.mark,
-                    &own,
-                    written.unwrap_or(SystemTime::UNIX_EPOCH)
-                ));
+                let written = written.unwrap_or(SystemTime::UNIX_EPOCH);
+                return Err(NoAnswer::new(silence::explain(&peer, dataplane.mark, &own, written)).into());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
@@ -298,8 +301,11 @@ impl Running {
         hooks: &Hooks,
         name: &InterfaceName,
     ) -> anyhow::Result<()> {
-        let Self { serving, changed, _device, _run_dir } = self;
-        let end = serving.until_end(signalled).await;
+        let Self { serving, path, changed, _device, _run_dir } = self;
+        let end = tokio::select! {
+            end = serving.until_end(signalled) => end,
+            never = path::Path::follow(path) => match never {},
+        };
         take_back(changed, hooks, name).await;
         match end? {
             End::DeviceGone => Err(appliance::SetupError::Gone.into()),
@@ -308,7 +314,7 @@ impl Running {
     }
 
     async fn undo(self, hooks: &Hooks, name: &InterfaceName) {
-        let Self { serving, changed, _device, _run_dir } = self;
+        let Self { serving, changed, _device, _run_dir, .. } = self;
         drop(serving.socket);
         serving.control.dataplane.stop();
         take_back(changed, hooks, name).await;
@@ -410,6 +416,23 @@ fn request(profile: &mut Profile) -> anyhow::Result<SetRequest> {
     let key = crate::crypto::x25519::PrivateKey::new(&key).to_secret();
     let fwmark = Some(profile.mark.unwrap_or(MARK));
     Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
+}
+
+/// The device's name and the file of a profile that is named so: one of [`profile::DIRECTORY`] by its name, or a file
+/// `NAME.conf`.
+///
+/// # Errors
+/// [`VpnError::Parameter`]: what would be the device's name is none.
+pub fn place(word: &str) -> Result<(InterfaceName, PathBuf), VpnError> {
+    let path = if word.contains('/') || word.ends_with(".conf") {
+        std::path::absolute(word).unwrap_or_else(|_| word.into())
+    } else {
+        Path::new(profile::DIRECTORY).join(format!("{word}.conf"))
+    };
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let parsed = stem.parse();
+    let name = parsed.map_err(|source| VpnError::Parameter { name: stem.to_owned(), source })?;
+    Ok((name, path))
 }
 
 /// The first address of a place that this host has a way to; else the first.

@@ -17,6 +17,7 @@
 mod admin;
 mod appliance;
 mod by_poll;
+mod calls;
 mod comparison;
 mod confinement;
 mod container;

@@ -8,8 +8,21 @@ use crate::control::dataplane::PeerStats;
 use crate::sys::socket::set_mark;
 use crate::types::Mark;
 
-/// How long a refusal may take to come back.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a refusal may take to come back. Linux gives up on a neighbour that does not answer after 3 s.
+const PATIENCE: Duration = Duration::from_millis(3500);
+
+/// The gateway does not answer, with what that looks like.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoAnswer(String);
+
+impl NoAnswer {
+    /// With a sentence.
+    #[must_use]
+    pub fn new(sentence: String) -> Self {
+        Self(sentence)
+    }
+}
 
 /// One sentence. `own` is this client's public key, `written` when its profile was.
 pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTime) -> String {
