@@ -71,24 +71,13 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Prints them as they are, and then what changes, until nobody reads it or the program is ended. A connection that ends
-/// is one that stopped.
+/// Prints them as they are, and then what changes, until nobody reads it or the program is ended.
 fn watch(args: &StatusArgs) -> anyhow::Result<()> {
     let mut before = Vec::<Connection>::new();
     loop {
-        let now = look(args.name.as_ref())?;
-        let is_new = |connection: &&Connection| {
-            let was = before.iter().find(|was| was.name == connection.name);
-            was.is_none_or(|was| (&was.status, &was.gateways) != (&connection.status, &connection.gateways))
-        };
-        let gone = before.iter().filter(|was| now.iter().all(|connection| connection.name != was.name));
-        let stopped = gone.map(|was| {
-            let name = was.name.as_str();
-            let text = format!("{name}: {}\n", Status::Stopped);
-            (text, json!({ "name": name, "status": Status::Stopped.to_string(), "peers": [] }))
-        });
-        let changed = now.iter().filter(is_new).map(|it| (it.text.clone(), it.object.clone()));
-        for (text, mut object) in stopped.chain(changed) {
+        let mut now = look(args.name.as_ref())?;
+        let changed = changed(&before, &mut now);
+        for (text, mut object) in changed {
             object["time"] = realtime().as_secs().into();
             let line = if args.json { format!("{object}\n") } else { text };
             let mut out = std::io::stdout().lock();
@@ -100,6 +89,33 @@ fn watch(args: &StatusArgs) -> anyhow::Result<()> {
         before = now;
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// What to say of connections since the last look. One that was up and ends, or is gone, is stopped.
+fn changed(before: &[Connection], now: &mut [Connection]) -> Vec<(String, Value)> {
+    let stopped = Status::Stopped.to_string();
+    let is_up = |was: &Connection| was.status != stopped && was.status != Status::NotStarted.to_string();
+    let told = |name: &InterfaceName| {
+        let object = json!({ "name": name.as_str(), "status": stopped, "peers": [] });
+        (format!("{name}: {stopped}\n"), object)
+    };
+    let mut changes = Vec::new();
+    for was in before.iter().filter(|was| is_up(was) && now.iter().all(|it| it.name != was.name)) {
+        changes.push(told(&was.name));
+    }
+    for it in now {
+        let was = before.iter().find(|was| was.name == it.name);
+        if it.status == Status::NotStarted.to_string()
+            && was.is_some_and(|was| is_up(was) || was.status == stopped)
+        {
+            (it.text, it.object) = told(&it.name);
+            it.status.clone_from(&stopped);
+        }
+        if was.is_none_or(|was| (&was.status, &was.gateways) != (&it.status, &it.gateways)) {
+            changes.push((it.text.clone(), it.object.clone()));
+        }
+    }
+    changes
 }
 
 /// All connections, or the one of this name.
@@ -168,4 +184,39 @@ fn object(Line { status, peer, age }: &Line) -> Value {
         "rx_bytes": peer.rx_bytes,
         "tx_bytes": peer.tx_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(name: &str, status: &str, gateway: &str) -> Connection {
+        Connection {
+            name: name.parse().unwrap(),
+            status: status.to_owned(),
+            gateways: vec![Some(gateway.to_owned())],
+            text: format!("{name}: {status}\n"),
+            object: json!({ "status": status }),
+        }
+    }
+
+    #[test]
+    fn a_watch_tells_of_changes_once() {
+        let mut before = Vec::new();
+        let mut told = |now: &[(&str, &str, &str)]| {
+            let mut now: Vec<_> = now.iter().map(|(name, status, at)| connection(name, status, at)).collect();
+            let told: String = changed(&before, &mut now).into_iter().map(|(text, _)| text).collect();
+            before = now;
+            told
+        };
+        assert_eq!(told(&[("a", "not started", "x")]), "a: not started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "x")]), "a: started\nb: started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "y")]), "b: started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "y")]), "");
+        assert_eq!(told(&[("a", "not started", "x")]), "b: stopped\na: stopped\n");
+        assert_eq!(told(&[("a", "not started", "x")]), "");
+        assert_eq!(told(&[]), "");
+        assert_eq!(told(&[("a", "killed", "x")]), "a: killed\n");
+        assert_eq!(told(&[]), "a: stopped\n");
+    }
 }

@@ -498,6 +498,19 @@ pub fn set_probing(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
     }
 }
 
+/// Whether every error that ICMP reports fails the next call on the socket (`IP_RECVERR`); else those that may pass, as
+/// a host that cannot be reached, are kept from a UDP socket.
+///
+/// # Errors
+/// EINVAL or ENOPROTOOPT if `domain` is not the socket's.
+pub fn set_all_errors(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
+    if domain == Domain::IPV6 {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1)
+    } else {
+        set(fd, libc::IPPROTO_IP, libc::IP_RECVERR, &1)
+    }
+}
+
 /// Bytes that a TCP socket has sent and its peer has not acknowledged, those that wait among them (`SIOCOUTQ`, tcp(7)).
 ///
 /// # Errors

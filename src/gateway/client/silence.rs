@@ -4,8 +4,10 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime};
 
+use socket2::Domain;
+
 use crate::control::dataplane::PeerStats;
-use crate::sys::socket::set_mark;
+use crate::sys::socket::{set_all_errors, set_mark};
 use crate::types::Mark;
 
 /// How long a refusal may take to come back. Linux gives up on a neighbour that does not answer after 3 s.
@@ -65,6 +67,7 @@ pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTi
 /// A datagram that no gateway answers, and what the network says to it.
 fn knock(place: SocketAddr, mark: Mark) -> io::Result<()> {
     let socket = socket_to(place, mark)?;
+    set_all_errors(&socket, Domain::for_address(place))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(&[0])?;
     match socket.recv(&mut [0; 64]) {
