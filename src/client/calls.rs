@@ -1,5 +1,5 @@
-//! The calls of a program that leaves everything to `ringway up`: start, stop, status and check, as the service has them
-//! that this project descends from. The connection lives in a process of its own and outlives the program
+//! The calls of a program that leaves everything to `ringway up`: start, stop, status and check, as the service has
+//! them that this project descends from. The connection lives in a process of its own and outlives the program
 //! (docs/decisions/0068-calls.md).
 //!
 //! Each call that waits comes twice: blocking, and with `_async` for a tokio runtime.

@@ -20,7 +20,8 @@ pub struct Daemon {
 }
 
 /// Forks; only the child returns. The parent waits for the child's verdict and exits: with 0 after
-/// [`Daemon::ready`], else with the code of [`Daemon::fail`] after printing its text, or with 1 if the child ended. The child
+/// [`Daemon::ready`], else with the code of [`Daemon::fail`] after printing its text, or with 1 after printing that the
+/// child ended. The child
 /// leads a session of its own, without a terminal; its streams stay until it is ready, so that early messages are
 /// seen.
 ///

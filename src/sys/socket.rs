@@ -485,8 +485,8 @@ pub fn set_path_mtu(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
     }
 }
 
-/// What the socket sends is never fragmented, and no path MTU that was learnt counts, only the link's (`IP_PMTUDISC_PROBE`):
-/// for whoever finds out the path's MTU.
+/// What the socket sends is never fragmented, and no path MTU that was learnt counts, only the link's
+/// (`IP_PMTUDISC_PROBE`): for whoever finds out the path's MTU.
 ///
 /// # Errors
 /// EINVAL if `domain` is not the socket's.

@@ -1,5 +1,5 @@
-//! ICMP echo (RFC 792, RFC 4443): requests, and what comes back that tells of one: a reply, or the word of a host on the
-//! way that it went no further.
+//! ICMP echo (RFC 792, RFC 4443): requests, and what comes back that tells of one: a reply, or the word of a host on
+//! the way that it went no further.
 
 use super::be16;
 use super::checksum::Sum;

@@ -88,7 +88,8 @@ const ABOVE: &str = "*";
 /// Modules (and what is below them) that may hold `unsafe`.
 const MAY_BE_UNSAFE: &[&str] = &["sys", "dataplane::io::ring", "crypto"];
 
-/// `noise`, `lease` and `client` (but what `client::calls` does for a program) know no clock, no socket and no source of randomness: these words stay out of them.
+/// `noise`, `lease` and `client` know no clock, no socket and no source of randomness, but for what `client::calls`
+/// does for a program: these words stay out of them.
 const NOT_IN_NOISE: &[&str] =
     &["Instant", "SystemTime", "UdpSocket", "TcpStream", "File", "getrandom", "OsRng", "RandomState"];
 

@@ -1,5 +1,5 @@
-//! How good the way to a host is: round trips and loss by ICMP echo; and, where it serves a TCP port, how long it takes to
-//! connect and how fast bytes go there and come back.
+//! How good the way to a host is: round trips and loss by ICMP echo; and, where it serves a TCP port, how long it takes
+//! to connect and how fast bytes go there and come back.
 //!
 //! Any service will do that takes what it is sent or sends by itself: echo (RFC 862) for both ways, discard (RFC 863),
 //! chargen (RFC 864).

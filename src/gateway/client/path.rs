@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn packets_are_read_from_the_kernels_table() {
-        let table = "Inter-|   Receive\n face |bytes\n    lo: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n  vpn0: 5 6 0 0 0 0 0 0 7 8 0\n";
+        let table = "Inter-|   Receive\n face |bytes\n    lo: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n\
+                     \u{20} vpn0: 5 6 0 0 0 0 0 0 7 8 0\n";
         assert_eq!((sent_packets(table, "vpn0"), sent_packets(table, "lo")), (Some(8), Some(4)));
         assert_eq!((sent_packets(table, "vpn"), sent_packets("vpn0: 1 2", "vpn0")), (None, None));
         let here = fs::read_to_string("/proc/thread-self/net/dev").unwrap();

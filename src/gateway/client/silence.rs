@@ -54,9 +54,6 @@ pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTi
             "no answer from the gateway {place}, and this host's clock is behind the time at which its profile was \
              written: set the clock"
         ),
-        Ok(()) if peer.rx_bytes > 0 => {
-            format!("the gateway {place} answers, and there is no session: are the keys of both sides right?")
-        }
         Ok(()) => format!(
             "nothing comes back from the gateway {place}: a firewall on the way drops UDP port {port}, or the gateway \
              does not know this client's key {own}, or not under this preshared key"
