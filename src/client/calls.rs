@@ -62,8 +62,8 @@ impl VpnClient {
         &self.name
     }
 
-    /// Starts the connection, and waits until the gateway has answered or 18 s are over. A start that fails leaves
-    /// nothing behind.
+    /// Starts the connection, and waits until the gateway has answered or 18 s are over, beside what the resolver and
+    /// looking for the reason take. A start that fails leaves nothing behind.
     #[must_use = "a start may fail"]
     pub fn start(&self) -> Started {
         let mut command = Command::new(&self.program);
@@ -143,7 +143,16 @@ impl VpnClient {
     /// See [`check::check`]: through the connection, whatever the host's routes are.
     #[must_use]
     pub fn check(&self, check: &Check) -> Checked {
-        check::check(&Check { link: Some(self.name.clone()), ..check.clone() })
+        check::check(&self.through(check))
+    }
+
+    /// As [`Self::check`], on a tokio runtime.
+    pub async fn check_async(&self, check: &Check) -> Checked {
+        check::check_async(&self.through(check)).await
+    }
+
+    fn through(&self, check: &Check) -> Check {
+        Check { link: Some(self.name.clone()), ..check.clone() }
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) fn errand(program: &str) {
         assert_eq!(vpn.start_async().await.result, StartResult::Started);
         let mut changes = vpn.changes().unwrap();
         assert_eq!(changes.next().await, Some(Status::Started));
+        let check = Check { host: FAR_V4.to_owned(), timeout: SOON, ..Check::default() };
+        assert_eq!(vpn.check_async(&check).await.result, CheckResult::Successful);
         vpn.stop_async().await.unwrap();
         assert_eq!(changes.next().await, Some(Status::Stopped));
     });
