@@ -1,8 +1,8 @@
 //! The greatest packet that the way to a gateway carries: found by packets of several sizes, of which some come back
 //! (as RFC 8899 does, but by what is sent anyway: echo requests through the tunnel).
 //!
-//! 1. Once up: one of full size and one of the least. If the full one comes back, that is it.
-//! 2. If again and again only the least does, the way swallows the others: sizes between are tried, several at a time,
+//! 1. Once up: one of full size. If it comes back, that is it.
+//! 2. If it does not, again and again, while one of the least size does, the way swallows large ones: sizes between are tried, several at a time,
 //!    until what is left between what passes and what does not is less than [`GRAIN`].
 //! 3. What was found is tried again while there is traffic, every [`CONFIRM`]; if it is lost, all begins anew.
 //! 4. [`RAISE`] after a find below the full size, and when the network has changed, the full size is tried again.
@@ -138,6 +138,10 @@ impl PathMtu {
                 _ => self.due = now + CONFIRM,
             }
         } else if self.round.tries < TRIES {
+            // Is it the size, or does nothing come back?
+            if self.round.sizes.len() == 1 && self.least < self.mtu {
+                self.round.sizes.push((self.least, [None; TRIES as usize], false));
+            }
             self.round.tries += 1;
             (self.to_send, self.due) = (0, now + WAIT);
         } else {
@@ -154,8 +158,7 @@ impl PathMtu {
 
     fn confirm(&mut self, now: Time) {
         self.stage = Stage::Confirming;
-        let least = (self.least < self.mtu).then_some(self.least);
-        self.try_sizes([self.mtu].into_iter().chain(least), now);
+        self.try_sizes(std::iter::once(self.mtu), now);
     }
 
     /// `sizes`: the largest first.
@@ -257,6 +260,9 @@ mod tests {
     fn a_way_that_carries_the_full_size_costs_one_probe_at_a_time() {
         let mut way = Way::new(1420);
         let mut machine = PathMtu::new(1280, 1420, way.now);
+        assert_eq!(machine.next_probe(), Some(Probe { sequence: 0, size: 1420 }));
+        assert_eq!(machine.next_probe(), None, "whether less passes is of no interest yet");
+        let mut machine = PathMtu::new(1280, 1420, way.now);
         assert_eq!((way.run(&mut machine), machine.mtu()), (Duration::ZERO, 1420));
         assert_eq!(way.sent, [1420]);
         way.later(&mut machine, false);
@@ -341,8 +347,10 @@ mod tests {
     #[test]
     fn answers_to_nothing_and_an_equal_least_do_no_harm() {
         let mut way = Way::new(1280);
-        let mut machine = PathMtu::new(1280, 1280, way.now);
+        let mut machine = PathMtu::new(1280, 1420, way.now);
         machine.handle_answer(77, way.now);
+        assert_eq!(machine.next_probe(), Some(Probe { sequence: 0, size: 1420 }));
+        let mut machine = PathMtu::new(1280, 1280, way.now);
         assert_eq!((way.run(&mut machine), machine.mtu()), (Duration::ZERO, 1280));
         machine.handle_answer(0, way.now);
         assert_eq!(machine.next_probe(), None);

@@ -234,6 +234,31 @@ fn a_gateway_answers_pings_whatever_its_address_is() {
     assert_eq!(ringway(&host, "down vpn0").1, "vpn0: down\n");
 }
 
+/// Nobody's battery pays for what the MTU is asked.
+#[test]
+fn nothing_is_sent_through_an_idle_tunnel() {
+    let Some(lab) = Lab::new() else { return };
+    let (far, host) = site(&lab);
+    let server = server(&far);
+    let (path, public) = profile(&host, "vpn0", &server.public, ("", "AllowedIPs = 100.64.0.0/10"));
+    know(&server, &public);
+    // It would ask on the new link for a router, now and then.
+    host.run("sysctl -qw net.ipv6.conf.default.router_solicitations=0");
+    assert!(ringway(&host, &format!("up --background {path}")).0);
+    let asked = || {
+        let counted = far.run("nstat -a -s -z IcmpInEchos");
+        counted.lines().find_map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok()).unwrap()
+    };
+    wait_until("the full size is tried", SOON, || asked() == 1);
+    // The kernel's own first packets on a new link are a use: it is tried once more after 15 s, and then no more.
+    std::thread::sleep(Duration::from_secs(20));
+    let before = asked();
+    assert!(before <= 2, "{before}");
+    std::thread::sleep(Duration::from_secs(20));
+    assert_eq!(asked(), before);
+    assert_eq!(ringway(&host, "down vpn0").1, "vpn0: down\n");
+}
+
 /// What `up` says, by what was done to the host.
 fn refusal(up: Child) -> String {
     let (code, told) = said(up);
