@@ -3,7 +3,7 @@
 //!
 //! 1. Once up: one of full size. If it comes back, that is it.
 //! 2. If it does not, again and again, while one of the least size does, the way swallows large ones: sizes between are tried, several at a time,
-//!    until what is left between what passes and what does not is less than [`GRAIN`].
+//!    until what is left between what passes and what does not is less than 8 bytes.
 //! 3. What was found is tried again while there is traffic, every [`CONFIRM`]; if it is lost, all begins anew.
 //! 4. [`RAISE`] after a find below the full size, and when the network has changed, the full size is tried again.
 //!
