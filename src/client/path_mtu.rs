@@ -2,8 +2,8 @@
 //! (as RFC 8899 does, but by what is sent anyway: echo requests through the tunnel).
 //!
 //! 1. Once up: one of full size. If it comes back, that is it.
-//! 2. If it does not, again and again, while one of the least size does, the way swallows large ones: sizes between are tried, several at a time,
-//!    until what is left between what passes and what does not is less than 8 bytes.
+//! 2. If it does not, again and again, while one of the least size does, the way swallows large ones: sizes between
+//!    are tried, several at a time, until what is left between what passes and what does not is 8 bytes or less.
 //! 3. What was found is tried again while there is traffic, every [`CONFIRM`]; if it is lost, all begins anew.
 //! 4. [`RAISE`] after a find below the full size, and when the network has changed, the full size is tried again.
 //!
