@@ -21,13 +21,14 @@
 //! | [`noise`] | `crypto wire types`: no socket, no clock |
 //! | [`dataplane::io`] | `sys types`: no WireGuard |
 //! | [`dataplane`] | `noise crypto wire metrics sys types` |
-//! | [`net`], [`store`] | `sys types` |
+//! | [`net`] | `wire sys types` |
+//! | [`store`] | `sys types` |
 //! | [`lease`] | `types`: no I/O, no clock |
 //! | [`config`] | `dataplane::io net lease wire sys types` |
 //! | [`control`] | `dataplane noise net store lease metrics wire sys types` |
 //! | [`client`] | `noise net config crypto wire sys types`: no clock |
 //! | [`bench`](mod@bench) | `dataplane noise crypto wire sys types` |
-//! | [`gateway`], [`cli`], [`fuzzing`] | what is above |
+//! | [`gateway`], [`client::calls`], [`cli`], [`fuzzing`] | what is above |
 
 pub mod bench;
 pub mod cli;

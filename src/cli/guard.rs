@@ -1,10 +1,11 @@
 //! `guard`: raises a profile's kill switch without connecting, as before the network is up.
 
+use anyhow::Context as _;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::admin::print;
-use super::{logging, up};
+use super::logging;
 use crate::client::connection::check_privilege;
 use crate::config::LogFormat;
 use crate::config::profile;
@@ -25,7 +26,7 @@ pub struct GuardArgs {
 pub fn run(args: &GuardArgs) -> anyhow::Result<()> {
     logging::start(LevelFilter::WARN, LogFormat::Text);
     check_privilege()?;
-    let (name, path) = up::place(&args.profile)?;
+    let (name, path) = client::place(&args.profile).context("a profile is named after its device")?;
     client::raise_alone(name.clone(), &profile::read(&path)?)?;
     print(&format!(
         "{name}: nothing leaves this host but by this tunnel, until `ringway down --force {name}`\n"

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod bench;
+pub mod check;
 pub mod device;
 pub mod doctor;
 pub mod down;
@@ -17,6 +18,7 @@ pub mod keys;
 pub mod lease;
 pub mod logging;
 pub mod peer;
+pub mod ping;
 pub mod reload;
 pub mod report;
 pub mod show;
@@ -76,6 +78,10 @@ enum Verb {
     Guard(guard::GuardArgs),
     /// The connections of this host
     Status(status::StatusArgs),
+    /// Round trips to the gateway of such a connection, or to any host
+    Ping(ping::PingArgs),
+    /// How good the way to a host is: round trips, loss, and how fast a TCP port takes and gives
+    Check(check::CheckArgs),
     /// Who has which address of a running gateway, and who had it
     Lease(lease::LeaseArgs),
     /// What has happened to peers and leases of a running gateway
@@ -121,11 +127,12 @@ fn say(line: impl Display) {
 }
 
 /// The program: reads the arguments, does the work, says how it went. Exit codes: 0 done, 1 failed, 2 misused, and for
-/// a gateway, its reload and its store those of [`Failure`].
+/// a gateway, its reload, its store and `up` those of [`Failure`].
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let distinct = matches!(cli.verb, Some(Verb::Gateway(_) | Verb::Reload(_) | Verb::Store(_)));
+    let distinct =
+        matches!(cli.verb, Some(Verb::Gateway(_) | Verb::Reload(_) | Verb::Store(_) | Verb::Up(_)));
     let result = match cli.verb {
         Some(Verb::Gateway(args)) => gateway::run(&args),
         Some(Verb::Show(args)) => show::run(&args),
@@ -143,6 +150,14 @@ pub fn run() -> ExitCode {
         Some(Verb::Down(args)) => down::run(&args),
         Some(Verb::Guard(args)) => guard::run(&args),
         Some(Verb::Status(args)) => status::run(&args),
+        Some(Verb::Ping(args)) => match ping::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Some(Verb::Check(args)) => match check::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Some(Verb::Lease(args)) => lease::run_lease(&args),
         Some(Verb::Pool(args)) => lease::run_pool(&args),
         Some(Verb::Reload(args)) => match reload::run(&args) {

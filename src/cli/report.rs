@@ -12,7 +12,7 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::control::socket::socket_path;
-use crate::control::uapi::format::{Show, ShowPeer};
+use crate::control::uapi::format::Show;
 use crate::net::name::InterfaceName;
 use crate::noise::timers::Limits;
 
@@ -252,18 +252,11 @@ pub fn drops(worker: &Value) -> u64 {
     worker["drops"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
 }
 
-/// Time since a peer's last handshake; `None` before the first, zero if the clock was set back.
-#[must_use]
-pub fn handshake_age(peer: &ShowPeer, now: SystemTime) -> Option<Duration> {
-    let then = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(peer.last_handshake?))?;
-    Some(now.duration_since(then).unwrap_or_default())
-}
-
 /// Peers whose last handshake is younger than Reject-After-Time: their sessions carry packets.
 #[must_use]
 pub fn sessions(show: &Show, now: SystemTime) -> usize {
     let reject = Limits::PAPER.reject_after_time;
-    show.peers.iter().filter(|peer| handshake_age(peer, now).is_some_and(|age| age < reject)).count()
+    show.peers.iter().filter(|peer| peer.handshake_age(now).is_some_and(|age| age < reject)).count()
 }
 
 #[cfg(test)]

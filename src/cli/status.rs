@@ -1,9 +1,11 @@
 //! `status`: the connections that `up` made.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -15,9 +17,9 @@ use crate::control::socket::DIRECTORY;
 use crate::control::uapi::format::ShowPeer;
 use crate::gateway::client::{self, LeaseState};
 use crate::net::name::InterfaceName;
-use crate::noise::timers::Limits;
+use crate::sys::clock::realtime;
 
-/// `status [NAME] [--json]`
+/// `status [NAME] [--json] [--watch]`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// This connection only
@@ -25,6 +27,23 @@ pub struct StatusArgs {
     /// A list of JSON objects; with a name one object
     #[arg(long)]
     json: bool,
+    /// Go on, and print each connection whose status, gateway or problem changes: with --json one object a line
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Between two looks of a watch.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// One connection.
+struct Connection {
+    name: InterfaceName,
+    /// What a watch tells of: the rest changes all the time.
+    status: String,
+    gateways: Vec<Option<String>>,
+    problem: Option<String>,
+    text: String,
+    object: Value,
 }
 
 /// One gateway of a connection.
@@ -40,20 +59,79 @@ struct Line {
 /// # Errors
 /// There is no such connection; a socket that this user may not open.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut all = client::list()?;
-    if let Some(name) = &args.name {
-        all.retain(|(found, ..)| found == name);
-        if all.is_empty() {
-            return Err(VpnError::NoSuchVpn(name.clone()).into());
+    if args.watch {
+        return watch(args);
+    }
+    let mut all = look(args.name.as_ref())?;
+    if let Some(name) = args.name.as_ref().filter(|_| all.is_empty()) {
+        return Err(VpnError::NoSuchVpn(name.clone()).into());
+    }
+    match (args.json, &args.name) {
+        (true, Some(_)) => print_json(&all.pop().map(|connection| connection.object)),
+        (true, None) => print_json(&all.into_iter().map(|connection| connection.object).collect::<Vec<_>>()),
+        (false, _) => print(&all.into_iter().map(|connection| connection.text).collect::<String>()),
+    }
+}
+
+/// Prints them as they are, and then what changes, until nobody reads it or the program is ended.
+fn watch(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut before = Vec::<Connection>::new();
+    loop {
+        let mut now = look(args.name.as_ref())?;
+        let changed = changed(&before, &mut now);
+        for (text, mut object) in changed {
+            object["time"] = realtime().as_secs().into();
+            let line = if args.json { format!("{object}\n") } else { text };
+            let mut out = std::io::stdout().lock();
+            match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.context("standard output")?,
+            }
+        }
+        before = now;
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// What to say of connections since the last look. One that was up and ends, or is gone, is stopped.
+fn changed(before: &[Connection], now: &mut [Connection]) -> Vec<(String, Value)> {
+    let stopped = Status::Stopped.to_string();
+    let is_up = |was: &Connection| was.status != stopped && was.status != Status::NotStarted.to_string();
+    let told = |name: &InterfaceName| {
+        let object = json!({ "name": name.as_str(), "status": stopped, "peers": [] });
+        (format!("{name}: {stopped}\n"), object)
+    };
+    let mut changes = Vec::new();
+    for was in before.iter().filter(|was| is_up(was) && now.iter().all(|it| it.name != was.name)) {
+        changes.push(told(&was.name));
+    }
+    for it in now {
+        let was = before.iter().find(|was| was.name == it.name);
+        if it.status == Status::NotStarted.to_string()
+            && was.is_some_and(|was| is_up(was) || was.status == stopped)
+        {
+            (it.text, it.object) = told(&it.name);
+            it.status.clone_from(&stopped);
+        }
+        let watched = |one: &Connection| (one.status.clone(), one.gateways.clone(), one.problem.clone());
+        if was.is_none_or(|was| watched(was) != watched(it)) {
+            changes.push((it.text.clone(), it.object.clone()));
         }
     }
-    let (mut text, mut objects) = (String::new(), Vec::new());
-    for (name, profile, process) in all {
+    changes
+}
+
+/// All connections, or the one of this name.
+fn look(wanted: Option<&InterfaceName>) -> anyhow::Result<Vec<Connection>> {
+    let mut all = client::list()?;
+    all.retain(|(name, ..)| wanted.is_none_or(|wanted| wanted == name));
+    let each = all.into_iter().map(|(name, profile, process)| {
         let Some(process) = process else {
-            let _ = writeln!(text, "{name}: killed; `ringway down --force {name}` takes back what it left");
-            objects
-                .push(json!({ "name": name.as_str(), "profile": profile, "status": "killed", "peers": [] }));
-            continue;
+            let text = format!("{name}: killed; `ringway down --force {name}` takes back what it left\n");
+            let object =
+                json!({ "name": name.as_str(), "profile": profile, "status": "killed", "peers": [] });
+            let status = "killed".to_owned();
+            return Ok(Connection { name, status, gateways: Vec::new(), problem: None, text, object });
         };
         let (status, lines) = match report::ask(Path::new(DIRECTORY), &name) {
             Ok(report) => {
@@ -66,15 +144,13 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             Err(_) => (Status::NotStarted, Vec::new()),
         };
         let lease = client::state(&name).unwrap_or_default();
-        let _ = writeln!(text, "{name}: {status} ({profile})");
+        let mut text = format!("{name}: {status} ({profile})\n");
         if let Some(problem) = &lease.problem {
             let _ = writeln!(text, "  problem: {problem}");
         }
-        for line in &lines {
-            text.push_str(&described(line));
-        }
+        lines.iter().for_each(|line| text.push_str(&described(line)));
         text.push_str(&leased(&lease));
-        objects.push(json!({
+        let object = json!({
             "name": name.as_str(),
             "profile": profile,
             "process": process.parse::<u32>().ok(),
@@ -82,32 +158,22 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             "problem": lease.problem,
             "lease": lease.until.map(|until| json!({ "addresses": lease.addresses, "until": until })),
             "peers": lines.iter().map(object).collect::<Vec<_>>(),
-        }));
-    }
-    match (args.json, &args.name) {
-        (true, Some(_)) => print_json(&objects.pop().unwrap_or_default()),
-        (true, None) => print_json(&Value::from(objects)),
-        (false, _) => print(&text),
-    }
-}
-
-fn lines(peers: Vec<ShowPeer>) -> Vec<Line> {
-    let now = SystemTime::now();
-    let each = peers.into_iter().map(|peer| {
-        let age = report::handshake_age(&peer, now);
-        Line { status: status(&peer, age), peer, age }
+        });
+        let gateways = lines.into_iter().map(|line| line.peer.endpoint).collect();
+        let (status, problem) = (status.to_string(), lease.problem);
+        Ok(Connection { name, status, gateways, problem, text, object })
     });
     each.collect()
 }
 
-/// Without a keepalive a session may be old because nobody had anything to say.
-fn status(peer: &ShowPeer, age: Option<Duration>) -> Status {
-    let fresh = Limits::PAPER.reject_after_time;
-    match age {
-        _ if peer.lost => Status::ConnLost,
-        Some(age) if age <= fresh || peer.persistent_keepalive.is_none() => Status::Started,
-        _ => Status::ConnLost,
-    }
+fn lines(peers: Vec<ShowPeer>) -> Vec<Line> {
+    let now = SystemTime::now();
+    let each = peers.into_iter().map(|peer| Line {
+        status: Status::of_session(&peer, now),
+        age: peer.handshake_age(now),
+        peer,
+    });
+    each.collect()
 }
 
 fn described(Line { peer, age, .. }: &Line) -> String {
@@ -145,14 +211,34 @@ fn object(Line { status, peer, age }: &Line) -> Value {
 mod tests {
     use super::*;
 
+    fn connection(name: &str, status: &str, gateway: &str) -> Connection {
+        Connection {
+            name: name.parse().unwrap(),
+            status: status.to_owned(),
+            gateways: vec![Some(gateway.to_owned())],
+            problem: None,
+            text: format!("{name}: {status}\n"),
+            object: json!({ "status": status }),
+        }
+    }
+
     #[test]
-    fn an_old_session_is_lost_only_if_it_should_be_young() {
-        let peer = |persistent_keepalive| ShowPeer { persistent_keepalive, ..ShowPeer::default() };
-        let seconds = |age| Some(Duration::from_secs(age));
-        assert_eq!(status(&peer(None), None), Status::ConnLost);
-        assert_eq!(status(&peer(Some(25)), seconds(180)), Status::Started);
-        assert_eq!(status(&peer(Some(25)), seconds(181)), Status::ConnLost);
-        assert_eq!(status(&peer(None), seconds(3600)), Status::Started);
-        assert_eq!(status(&ShowPeer { lost: true, ..peer(None) }, seconds(9)), Status::ConnLost);
+    fn a_watch_tells_of_changes_once() {
+        let mut before = Vec::new();
+        let mut told = |now: &[(&str, &str, &str)]| {
+            let mut now: Vec<_> = now.iter().map(|(name, status, at)| connection(name, status, at)).collect();
+            let told: String = changed(&before, &mut now).into_iter().map(|(text, _)| text).collect();
+            before = now;
+            told
+        };
+        assert_eq!(told(&[("a", "not started", "x")]), "a: not started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "x")]), "a: started\nb: started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "y")]), "b: started\n");
+        assert_eq!(told(&[("a", "started", "x"), ("b", "started", "y")]), "");
+        assert_eq!(told(&[("a", "not started", "x")]), "b: stopped\na: stopped\n");
+        assert_eq!(told(&[("a", "not started", "x")]), "");
+        assert_eq!(told(&[]), "");
+        assert_eq!(told(&[("a", "killed", "x")]), "a: killed\n");
+        assert_eq!(told(&[]), "a: stopped\n");
     }
 }

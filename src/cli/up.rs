@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
@@ -14,7 +14,7 @@ use super::{join, logging, say};
 use crate::client::connection::check_privilege;
 use crate::config::LogFormat;
 use crate::config::profile::{self, DIRECTORY};
-use crate::gateway::client::{self, KillSwitch, Options};
+use crate::gateway::client::{self, KillSwitch, Options, place};
 use crate::net::name::InterfaceName;
 use crate::wire::invite::SCHEME;
 
@@ -57,7 +57,7 @@ pub fn run(args: &UpArgs) -> anyhow::Result<()> {
     let (name, path) = match args.profile == "-" || args.profile.starts_with(SCHEME) {
         true => joined(&args.profile, args.name.as_ref())?,
         false if args.name.is_some() => bail!("--name is for invites: a profile is named after its file"),
-        false => place(&args.profile)?,
+        false => place(&args.profile).context("a profile is named after its device")?,
     };
     let profile = profile::read(&path)?;
     if profile.save_config {
@@ -120,22 +120,10 @@ fn kill_switch(word: &str) -> Result<KillSwitch, &'static str> {
     }
 }
 
-/// The device's name, and the profile's file.
-pub(super) fn place(word: &str) -> anyhow::Result<(InterfaceName, PathBuf)> {
-    let path = if word.contains('/') || word.ends_with(".conf") {
-        std::path::absolute(word).context("the present directory")?
-    } else {
-        Path::new(DIRECTORY).join(format!("{word}.conf"))
-    };
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let name =
-        stem.parse().map_err(|error| anyhow!("{word}: a profile is named after its device: {error}"))?;
-    Ok((name, path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::profile::DIRECTORY;
 
     #[test]
     fn a_word_is_a_profile_and_anything_else_a_file() {
@@ -149,7 +137,10 @@ mod tests {
         let (name, path) = told("wg0.conf");
         assert!(name == "wg0" && path.starts_with('/') && !path.starts_with(DIRECTORY), "{path}");
         assert!(
-            place("/a/much-too-long-a-name.conf").unwrap_err().to_string().contains("named after its device")
+            place("/a/much-too-long-a-name.conf")
+                .unwrap_err()
+                .to_string()
+                .contains("is no name for a connection")
         );
     }
 }

@@ -11,8 +11,11 @@
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
 mod lease;
+pub mod path;
 mod reconnect;
 mod silence;
+
+pub use silence::NoAnswer;
 
 use std::cell::RefCell;
 use std::fs;
@@ -29,6 +32,7 @@ use caps::Capability;
 use self::lease::Lessee;
 pub use self::lease::{LeaseState, state};
 use super::exporter::Pages;
+use super::failure::Failure;
 use super::home::{self, HomeError, RunDir};
 use super::serving::{Serving, block_on, protect};
 use super::{Gateway, Settings, appliance};
@@ -36,7 +40,7 @@ use crate::client::config::{RouteInfo, VpnConfig};
 use crate::client::error::VpnError;
 use crate::client::tunnel::{self, MARK, Routing, Tunnel};
 use crate::config::RUN;
-use crate::config::profile::{Hooks, Profile, Table};
+use crate::config::profile::{self, Hooks, Profile, Table};
 use crate::control::Control;
 use crate::control::dataplane::DataPlane as _;
 use crate::control::device::Device;
@@ -158,7 +162,7 @@ async fn serve(
 /// Says it, once: nobody sees how a background process ends.
 fn fail(daemon: Option<Daemon>, error: anyhow::Error) -> anyhow::Result<()> {
     let Some(daemon) = daemon else { return Err(error) };
-    daemon.fail(&format!("ringway: {error:#}"));
+    daemon.fail(Failure::of(&error).exit_code(), &format!("ringway: {error:#}"));
     Ok(())
 }
 
@@ -174,6 +178,8 @@ struct Running {
     serving: Serving,
     lease: Option<Lessee>,
     reconnect: Reconnect,
+    /// Where the way to the gateway is to be found out.
+    path: Option<path::Path>,
     changed: Changed,
     /// Keeps the device until its routes are gone.
     _device: std::os::fd::OwnedFd,
@@ -248,7 +254,8 @@ impl Running {
         *ours.borrow_mut() = config.dns_addresses.clone();
         let reconnect = Reconnect::new(places, index, mark, ours).await;
         let serving = Serving { control, socket, admin: None, watch, metrics, reload: None, each_second };
-        let mut running = Self { serving, lease, reconnect, changed, _device: kept, _run_dir: run_dir };
+        let path = path::Path::open(name, index, profile, plan.mtu).await;
+        let mut running = Self { serving, lease, reconnect, path, changed, _device: kept, _run_dir: run_dir };
         match running.settle(config, profile, name) {
             Ok(()) => Ok(running),
             Err(error) => {
@@ -298,12 +305,8 @@ impl Running {
                 let peer = peer.context("no peer has an endpoint")?;
                 let own = device.public_key().map(|key| key.to_base64()).unwrap_or_default();
                 let written = fs::metadata(&options.path).and_then(|meta| meta.modified());
-                bail!(silence::explain(
-                    &peer,
-                    dataplane.mark,
-                    &own,
-                    written.unwrap_or(SystemTime::UNIX_EPOCH)
-                ));
+                let written = written.unwrap_or(SystemTime::UNIX_EPOCH);
+                return Err(NoAnswer::new(silence::explain(&peer, dataplane.mark, &own, written)).into());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
@@ -332,7 +335,7 @@ impl Running {
         hooks: &Hooks,
         name: &InterfaceName,
     ) -> anyhow::Result<()> {
-        let Self { serving, mut lease, mut reconnect, mut changed, _device, _run_dir } = self;
+        let Self { serving, mut lease, mut reconnect, path, mut changed, _device, _run_dir } = self;
         let beside = async |control: &RefCell<Control<Gateway>>| {
             let leasing = async {
                 match &mut lease {
@@ -343,6 +346,7 @@ impl Running {
             tokio::select! {
                 never = leasing => never,
                 never = reconnect.serve(control) => never,
+                never = path::Path::follow(path) => never,
             }
         };
         let (end, mut control) = serving.serve(signalled, beside).await;
@@ -498,6 +502,23 @@ fn request(profile: &mut Profile, places: &[Place]) -> anyhow::Result<SetRequest
     let key = crate::crypto::x25519::PrivateKey::new(&key).to_secret();
     let fwmark = Some(profile.mark.unwrap_or(MARK));
     Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
+}
+
+/// The device's name and the file of a profile that is named so: one of [`profile::DIRECTORY`] by its name, or a file
+/// `NAME.conf`.
+///
+/// # Errors
+/// [`VpnError::Parameter`]: what would be the device's name is none.
+pub fn place(word: &str) -> Result<(InterfaceName, PathBuf), VpnError> {
+    let path = if word.contains('/') || word.ends_with(".conf") {
+        std::path::absolute(word).unwrap_or_else(|_| word.into())
+    } else {
+        Path::new(profile::DIRECTORY).join(format!("{word}.conf"))
+    };
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let parsed = stem.parse();
+    let name = parsed.map_err(|source| VpnError::Parameter { name: stem.to_owned(), source })?;
+    Ok((name, path))
 }
 
 /// The clients of this host, with their profiles, and the process that runs each; without one it was killed.

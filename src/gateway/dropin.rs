@@ -74,7 +74,7 @@ async fn serve(options: Options, daemon: Option<Daemon>) -> anyhow::Result<()> {
         Err(error) => {
             let Some(daemon) = daemon else { return Err(error) };
             // The parent says it, once; nobody sees how this process ends.
-            daemon.fail(&format!("ringway: {error:#}"));
+            daemon.fail(1, &format!("ringway: {error:#}"));
             return Ok(());
         }
     };

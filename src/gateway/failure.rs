@@ -3,9 +3,12 @@
 use std::error::Error;
 
 use super::appliance::SetupError;
+use super::client::NoAnswer;
 use super::home::HomeError;
+use crate::client::error::VpnError;
 use crate::config::ConfigError;
 use crate::config::key::KeyFileError;
+use crate::config::profile::ProfileError;
 use crate::control::scrape::ListenError;
 use crate::dataplane::io::ring::RingError;
 use crate::dataplane::tun::TunError;
@@ -14,7 +17,7 @@ use crate::net::manners::MannersError;
 use crate::store::StoreError;
 use crate::sys::privileges::PrivilegeError;
 
-/// Why a gateway does not run. The numbers are exit codes; docs/operations.md explains them.
+/// Why a gateway, or a client, does not run. The numbers are exit codes; docs/operations.md explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Failure {
@@ -32,6 +35,8 @@ pub enum Failure {
     Kernel = 7,
     /// Another process serves the interface.
     Running = 8,
+    /// A client is set up, and its gateway does not answer.
+    NoAnswer = 9,
 }
 
 impl Failure {
@@ -85,7 +90,17 @@ impl Failure {
                 _ => Self::Configuration,
             });
         }
-        let is_config = cause.is::<ConfigError>() || cause.is::<KeyFileError>();
+        if let Some(error) = cause.downcast_ref::<VpnError>() {
+            return match error {
+                VpnError::VpnExists(_) => Some(Self::Running),
+                VpnError::Parameter { .. } | VpnError::InvalidValue(_) => Some(Self::Configuration),
+                _ => None,
+            };
+        }
+        if cause.is::<NoAnswer>() {
+            return Some(Self::NoAnswer);
+        }
+        let is_config = cause.is::<ProfileError>() || cause.is::<ConfigError>() || cause.is::<KeyFileError>();
         is_config
             .then_some(Self::Configuration)
             .or_else(|| (cause.is::<UdpError>() || cause.is::<ListenError>()).then_some(Self::Port))
@@ -107,6 +122,13 @@ mod tests {
         let listen = ListenError { address: ([127, 0, 0, 1], 1).into(), source: std::io::Error::other("x") };
         assert_eq!(error(listen.into()), Failure::Port);
         assert_eq!(error(TunError::NoDriver.into()), Failure::TunNotPermitted);
+        let name = || "vpn0".parse().unwrap();
+        assert_eq!(error(VpnError::VpnExists(name()).into()), Failure::Running);
+        assert_eq!(error(VpnError::NoSuchVpn(name()).into()), Failure::Other);
+        assert_eq!(error(NoAnswer::new(String::new()).into()), Failure::NoAnswer);
+        let io = std::io::Error::other("x");
+        let profile = ProfileError::Io { path: "x".into(), source: io };
+        assert_eq!(error(profile.into()), Failure::Configuration);
         assert_eq!(error(TunError::Queues { queues: 0 }.into()), Failure::Device);
         assert_eq!(error(RingError::Slots(3).into()), Failure::Kernel);
         assert_eq!(error(KeyFileError::NoKey.into()), Failure::Configuration);

@@ -2,6 +2,7 @@
 //! and the rules that a gateway brings along.
 
 pub mod dns;
+pub mod echo;
 pub mod guard;
 pub mod link;
 pub mod lookup;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::check;
 
-/// What the child writes when it is up; anything else is an error text.
+/// What the child writes when it is up; anything else is an exit code, and an error text after it.
 const READY: u8 = 0;
 /// More of an error text than this is cut: one line for a terminal.
 const ERROR_MAX: u64 = 4096;
@@ -20,7 +20,8 @@ pub struct Daemon {
 }
 
 /// Forks; only the child returns. The parent waits for the child's verdict and exits: with 0 after
-/// [`Daemon::ready`], else with 1, after printing the text of [`Daemon::fail`] or that the child ended. The child
+/// [`Daemon::ready`], else with the code of [`Daemon::fail`] after printing its text, or with 1 after printing that the
+/// child ended. The child
 /// leads a session of its own, without a terminal; its streams stay until it is ready, so that early messages are
 /// seen.
 ///
@@ -45,7 +46,7 @@ pub fn daemonize() -> io::Result<Daemon> {
     match check(unsafe { libc::setsid() }) {
         Ok(_) => Ok(daemon),
         Err(error) => {
-            daemon.fail(&error.to_string());
+            daemon.fail(1, &error.to_string());
             Err(error)
         }
     }
@@ -55,10 +56,11 @@ pub fn daemonize() -> io::Result<Daemon> {
 fn report(reader: impl Read, stderr: &mut dyn Write) -> i32 {
     let mut said = Vec::new();
     let mut reader = reader.take(ERROR_MAX);
-    let mut byte = [0];
+    let (mut byte, mut code) = ([0], None);
     loop {
         match reader.read(&mut byte) {
             Ok(1) if byte[0] == READY => return 0,
+            Ok(1) if code.is_none() => code = Some(byte[0]),
             Ok(1) => said.push(byte[0]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(_) | Err(_) => break,
@@ -69,7 +71,7 @@ fn report(reader: impl Read, stderr: &mut dyn Write) -> i32 {
     }
     said.push(b'\n');
     let _ = stderr.write_all(&said);
-    1
+    code.unwrap_or(1).into()
 }
 
 impl Daemon {
@@ -92,10 +94,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Tells the waiting parent why start failed: one line, NUL and line ends become spaces.
-    pub fn fail(mut self, reason: &str) {
+    /// Tells the waiting parent why start failed: its exit code (0 counts as 1), and one line, in which NUL and line
+    /// ends become spaces.
+    pub fn fail(mut self, code: u8, reason: &str) {
         let line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let _ = self.verdict.write_all(line.as_bytes());
+        let _ = self.verdict.write_all(&[&[code.max(1)], line.as_bytes()].concat());
     }
 }
 
@@ -232,8 +235,10 @@ mod tests {
 
     #[test]
     fn the_parent_reports_a_failure_in_one_line() {
-        let (code, said) = verdict(|daemon| daemon.fail("no\nluck\0today"));
-        assert_eq!((code, said.as_str()), (1, "no luck today\n"));
+        let (code, said) = verdict(|daemon| daemon.fail(9, "no\nluck\0today"));
+        assert_eq!((code, said.as_str()), (9, "no luck today\n"));
+        let (code, said) = verdict(|daemon| daemon.fail(0, "none"));
+        assert_eq!((code, said.as_str()), (1, "none\n"));
     }
 
     #[test]
@@ -245,8 +250,8 @@ mod tests {
 
     #[test]
     fn an_endless_error_is_cut() {
-        let (code, said) = verdict(|daemon| daemon.fail(&"x".repeat(100_000)));
-        assert_eq!((code, said.len() as u64), (1, ERROR_MAX + 1));
+        let (code, said) = verdict(|daemon| daemon.fail(1, &"x".repeat(100_000)));
+        assert_eq!((code, said.len() as u64), (1, ERROR_MAX));
     }
 
     #[test]

@@ -485,6 +485,43 @@ pub fn set_path_mtu(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
     }
 }
 
+/// What the socket sends is never fragmented, and no path MTU that was learnt counts, only the link's
+/// (`IP_PMTUDISC_PROBE`): for whoever finds out the path's MTU.
+///
+/// # Errors
+/// EINVAL if `domain` is not the socket's.
+pub fn set_probing(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
+    if domain == Domain::IPV6 {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_PROBE)
+    } else {
+        set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_PROBE)
+    }
+}
+
+/// Whether every error that ICMP reports fails the next call on the socket (`IP_RECVERR`); else those that may pass, as
+/// a host that cannot be reached, are kept from a UDP socket.
+///
+/// # Errors
+/// EINVAL or ENOPROTOOPT if `domain` is not the socket's.
+pub fn set_all_errors(fd: &impl AsFd, domain: Domain) -> io::Result<()> {
+    if domain == Domain::IPV6 {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1)
+    } else {
+        set(fd, libc::IPPROTO_IP, libc::IP_RECVERR, &1)
+    }
+}
+
+/// Bytes that a TCP socket has sent and its peer has not acknowledged, those that wait among them (`SIOCOUTQ`, tcp(7)).
+///
+/// # Errors
+/// EINVAL for a socket that listens.
+pub fn unacknowledged(fd: &impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `bytes` is a valid int to write to, which is what TIOCOUTQ (the same number as SIOCOUTQ) writes.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or_default())
+}
+
 /// Sends one datagram over IPv4 that is larger than the device's MTU: the kernel fragments it, as it does for its own
 /// WireGuard. For the length of the call the socket is switched to `IP_PMTUDISC_OMIT`, which still ignores what ICMP
 /// says; three system calls, so for the exception only. The caller's thread must be the only one that sends on the

@@ -5,6 +5,7 @@
 //! parsed; what comes out is typed and can be relied on. Writers take fixed-size arrays or check the length.
 
 pub mod checksum;
+pub mod echo;
 pub mod frame;
 pub mod invite;
 pub mod ip;

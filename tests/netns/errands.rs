@@ -10,6 +10,7 @@ use blake2::digest::consts::U16;
 use blake2::digest::{KeyInit, Mac};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 
+use crate::calls;
 use crate::confinement;
 use crate::enrolment;
 use crate::guard;
@@ -66,6 +67,8 @@ pub(crate) fn run(line: &str) -> bool {
         ["vpn-echo"] => vpn::echo(),
         ["vpn-ways"] => vpn::ways(),
         ["vpn-errors"] => vpn::errors(),
+        ["calls", program] => calls::errand(program),
+        ["echo-bytes", place] => calls::echo_bytes(place.parse().unwrap()),
         ["vpn-cycles"] => vpn::cycles(),
         ["guard", tunnel, mark, local, ref addresses @ ..] => guard::errand(tunnel, mark, local, addresses),
         ["resolver"] => resolver::errand(),

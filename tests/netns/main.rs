@@ -18,6 +18,7 @@ mod admin;
 mod always;
 mod appliance;
 mod by_poll;
+mod calls;
 mod comparison;
 mod confinement;
 mod container;

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::control::uapi::format::ShowPeer;
 use crate::sys::testing::Scratch;
 
 fn name(name: &str) -> InterfaceName {

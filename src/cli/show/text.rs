@@ -157,7 +157,7 @@ fn peer_text(out: &mut String, peer: &ShowPeer, rates: Option<&PeerRates>, now: 
     }
     let allowed = if peer.allowed_ips.is_empty() { "(none)".to_owned() } else { peer.allowed_ips.join(", ") };
     let _ = writeln!(out, "  allowed ips: {allowed}");
-    if let Some(age) = report::handshake_age(peer, now) {
+    if let Some(age) = peer.handshake_age(now) {
         let _ = writeln!(out, "  latest handshake: {}", ago(age.as_secs()));
     }
     if peer.rx_bytes != 0 || peer.tx_bytes != 0 {

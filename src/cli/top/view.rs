@@ -143,7 +143,7 @@ fn worker_cells(place: usize, worker: &Value, rates: Option<&WorkerRates>) -> [S
 
 fn peer_cells(peer: &ShowPeer, rates: Option<&PeerRates>, now: SystemTime) -> [String; PEERS.len()] {
     let rates = rates.copied().unwrap_or_default();
-    let age = report::handshake_age(peer, now);
+    let age = peer.handshake_age(now);
     [
         peer.public_key.chars().take(KEY_CHARS).collect(),
         bytes(rates.rx_bytes as u64),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -133,6 +133,15 @@ pub struct ShowPeer {
     pub worker: u16,
     /// It is a client's gateway, asked and without an answer for seconds.
     pub lost: bool,
+}
+
+impl ShowPeer {
+    /// Time since the last handshake; `None` before the first, zero if the clock was set back.
+    #[must_use]
+    pub fn handshake_age(&self, now: SystemTime) -> Option<Duration> {
+        let then = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.last_handshake?))?;
+        Some(now.duration_since(then).unwrap_or_default())
+    }
 }
 
 /// What `show=json` tells.

@@ -4,12 +4,27 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime};
 
+use socket2::Domain;
+
 use crate::control::dataplane::PeerStats;
-use crate::sys::socket::set_mark;
+use crate::sys::socket::{set_all_errors, set_mark};
 use crate::types::Mark;
 
-/// How long a refusal may take to come back.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a refusal may take to come back. Linux gives up on a neighbour that does not answer after 3 s.
+const PATIENCE: Duration = Duration::from_millis(3500);
+
+/// The gateway does not answer, with what that looks like.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoAnswer(String);
+
+impl NoAnswer {
+    /// With a sentence.
+    #[must_use]
+    pub fn new(sentence: String) -> Self {
+        Self(sentence)
+    }
+}
 
 /// One sentence. `own` is this client's public key, `written` when its profile was.
 pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTime) -> String {
@@ -39,9 +54,6 @@ pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTi
             "no answer from the gateway {place}, and this host's clock is behind the time at which its profile was \
              written: set the clock"
         ),
-        Ok(()) if peer.rx_bytes > 0 => {
-            format!("the gateway {place} answers, and there is no session: are the keys of both sides right?")
-        }
         Ok(()) => format!(
             "nothing comes back from the gateway {place}: a firewall on the way drops UDP port {port}, or the gateway \
              does not know this client's key {own} (it may be disabled there), or not under this preshared key"
@@ -52,6 +64,7 @@ pub(super) fn explain(peer: &PeerStats, mark: Mark, own: &str, written: SystemTi
 /// A datagram that no gateway answers, and what the network says to it.
 fn knock(place: SocketAddr, mark: Mark) -> io::Result<()> {
     let socket = socket_to(place, mark)?;
+    set_all_errors(&socket, Domain::for_address(place))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(&[0])?;
     match socket.recv(&mut [0; 64]) {
