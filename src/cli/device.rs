@@ -43,7 +43,9 @@ fn options(
     let text = |key: &str| variable(key).map(|value| value.to_string_lossy().into_owned());
     let tun = inherited("WG_TUN_FD", text("WG_TUN_FD"))?;
     let uapi = inherited("WG_UAPI_FD", text("WG_UAPI_FD"))?;
-    let mut workers = text("RINGWAY_WORKERS").map_or(Ok(NonZeroU16::MIN), |value| workers(&value))?;
+    let mut workers = text("RINGWAY_WORKERS").map_or(Ok(NonZeroU16::MIN), |value| {
+        workers(&value).with_context(|| format!("RINGWAY_WORKERS={value}"))
+    })?;
     if tun.is_some() && workers > NonZeroU16::MIN {
         tracing::warn!(%workers, "WG_TUN_FD is one queue: one worker, whatever RINGWAY_WORKERS says");
         workers = NonZeroU16::MIN;
@@ -98,16 +100,15 @@ fn inherited(key: &str, value: Option<String>) -> anyhow::Result<Option<OwnedFd>
     inherited_fd(fd).map(Some).with_context(|| format!("{key}={value}"))
 }
 
-/// `RINGWAY_WORKERS`: a number, or `auto` for one per core that this process may use.
-fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
+/// A number, or `auto` for one per core that this process may use.
+pub(super) fn workers(value: &str) -> anyhow::Result<NonZeroU16> {
     let number = match value {
         "" => return Ok(NonZeroU16::MIN),
         "auto" => Workers::Auto.count(&[]),
         number => number.parse().unwrap_or(0),
     };
-    NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES).with_context(|| {
-        format!("RINGWAY_WORKERS={value} is neither 'auto' nor a number from 1 to {MAX_QUEUES}")
-    })
+    let number = NonZeroU16::new(number).filter(|number| number.get() <= MAX_QUEUES);
+    number.with_context(|| format!("it is neither 'auto' nor a number from 1 to {MAX_QUEUES}"))
 }
 
 /// `RINGWAY_METRICS`: where the page is served.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::DirBuilder;
+use std::num::NonZeroU16;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +40,10 @@ pub struct UpArgs {
     /// private networks within reach), always (on, and after the end until `ringway down --force`), off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = kill_switch)]
     kill_switch: KillSwitch,
+    /// Workers, each with a core, a queue and a socket of its own, or auto: one per core; one carries several gigabits a
+    /// second
+    #[arg(long, value_name = "N", default_value_t = NonZeroU16::MIN, value_parser = super::device::workers)]
+    workers: NonZeroU16,
     /// Return once the gateway has answered
     #[arg(long)]
     background: bool,
@@ -68,6 +73,7 @@ pub fn run(args: &UpArgs) -> anyhow::Result<()> {
         profile,
         path,
         kill_switch: args.kill_switch,
+        workers: args.workers,
         background: args.background,
         limits: super::device::limits()?,
         longest_lease: longest_lease(env::var(LEASE_KNOB).ok())?,

@@ -91,8 +91,8 @@ impl VpnClient {
         })
     }
 
-    /// Ends the connection and waits until it is gone; takes back what one left that was killed. A kill switch that is to
-    /// stay stays.
+    /// Ends the connection and waits until it is gone; takes back what one left that was killed. A kill switch that is
+    /// to stay stays.
     ///
     /// # Errors
     /// [`VpnError::NoSuchVpn`]; [`VpnError::Internal`]: it is a gateway's device, or does not end, or this user may
@@ -112,7 +112,8 @@ impl VpnClient {
         }
     }
 
-    /// Whether the connection was killed, and may be taken back: a kill switch that is to stay is not a program's to end.
+    /// Whether the connection was killed, and may be taken back: a kill switch that is to stay is not a program's to
+    /// end.
     fn is_left(&self) -> std::io::Result<bool> {
         let mut all = client::list()?.into_iter();
         let is_killed = all.any(|(name, _, process)| name == self.name && process.is_none());

@@ -4,11 +4,8 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::time::SystemTime;
 
-use crate::control::uapi::format::ShowPeer;
 use crate::net::name::{InterfaceName, NameError};
-use crate::noise::timers::Limits;
 
 /// Why a call failed. [`Self::code`] is the platform API's number; the cause is kept.
 #[derive(Debug, thiserror::Error)]
@@ -158,20 +155,6 @@ pub enum Status {
     ConnLost,
 }
 
-impl Status {
-    /// Of a session with this gateway. Without a keepalive the last handshake may be long ago because nobody had
-    /// anything to say.
-    #[must_use]
-    pub fn of_session(gateway: &ShowPeer, now: SystemTime) -> Self {
-        let is_kept = gateway.persistent_keepalive.is_some();
-        match gateway.handshake_age(now) {
-            Some(_) if gateway.lost => Self::ConnLost,
-            Some(age) if age <= Limits::PAPER.reject_after_time || !is_kept => Self::Started,
-            _ => Self::ConnLost,
-        }
-    }
-}
-
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -185,8 +168,6 @@ impl fmt::Display for Status {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -209,21 +190,6 @@ mod tests {
         for (error, code, caused) in all {
             assert_eq!((error.code(), error.source().is_some()), (code, caused), "{error:?}");
         }
-    }
-
-    #[test]
-    fn an_old_session_is_lost_only_if_it_should_be_young() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
-        let status = |age: u64, persistent_keepalive, lost| {
-            let last_handshake = Some(10_000 - age);
-            let gateway = ShowPeer { persistent_keepalive, last_handshake, lost, ..ShowPeer::default() };
-            Status::of_session(&gateway, now)
-        };
-        assert_eq!(Status::of_session(&ShowPeer::default(), now), Status::ConnLost);
-        assert_eq!(status(180, Some(25), false), Status::Started);
-        assert_eq!(status(181, Some(25), false), Status::ConnLost);
-        assert_eq!(status(3600, None, false), Status::Started);
-        assert_eq!(status(9, None, true), Status::ConnLost);
     }
 
     #[test]

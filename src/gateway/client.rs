@@ -21,6 +21,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
@@ -80,6 +81,8 @@ pub struct Options {
     pub path: PathBuf,
     /// Whether nothing leaves this host but by the tunnel.
     pub kill_switch: KillSwitch,
+    /// Workers, each with a queue of the device.
+    pub workers: NonZeroU16,
     /// Go to the background once the gateway has answered.
     pub background: bool,
     /// Protocol constants.
@@ -203,7 +206,7 @@ impl Running {
             .context("writing down the profile")?;
         hook("PreUp", &profile.hooks.pre_up, name)?;
         let plan = config.check_unaddressed()?;
-        let device = appliance::open_device(name.as_str(), 1, after_kill).await?;
+        let device = appliance::open_device(name.as_str(), options.workers.get(), after_kill).await?;
         let kept = device.queues.first().context("no queue")?.try_clone().context("the device")?;
         let index = device.ifindex;
         let mut watch = LinkWatch::open(index).context("opening a netlink socket")?;

@@ -190,7 +190,7 @@ fn is_renewed_under_load(other: Implementation) {
         assert_eq!((report.lost, report.out_of_order), (0, 0), "{report:?}, {refused:?}");
         if let Some(before) = before {
             let renewed = site.gateway.counter(CONFIRMED).unwrap() - before;
-            assert!(renewed >= 2, "{renewed} handshakes");
+            assert!(renewed >= 2, "{renewed} handshakes, {report:?}, {refused:?}");
             let lost = site.gateway.drops(&["keypair_expired", "unknown_index", "staged_overflow"]);
             assert_eq!(lost, Some(0));
         }

@@ -94,7 +94,7 @@ impl<'a> Flow<'a> {
 
     /// Starts it; returns when its streams are connected, or after five seconds.
     pub(crate) fn start(&self) -> Running {
-        let mut server = self.server.line("iperf3 -s -1 --forceflush");
+        let mut server = self.server.line("stdbuf -oL iperf3 -s -1 --forceflush");
         let mut server =
             server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("iperf3 is installed");
         let mut said = BufReader::new(server.stdout.take().unwrap());
@@ -124,7 +124,8 @@ impl<'a> Flow<'a> {
             (hosts, before)
         });
         let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("iperf3");
-        // On a busy machine a second may pass before a program has begun, and what is done to the flow hits nothing.
+        // On a busy machine a second may pass before a program has begun, and what is done to the flow hits nothing. By
+        // line: of itself the server says who is connected with its first report, a second later.
         let _ = begun.recv_timeout(Duration::from_secs(5));
         Running { client: Some(client), server, unread }
     }

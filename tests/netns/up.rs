@@ -66,6 +66,27 @@ pub(crate) fn status(host: &Host, name: &str) -> Value {
     json_of(host, &format!("status {name}"))
 }
 
+/// All of a client's packets are one session's: each queue's go to the worker that owns it, and none by another.
+#[test]
+fn several_workers_hand_nothing_over() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let (far, host) = site(&lab);
+    let server = server(&far);
+    let (path, public) = profile(&host, "vpn0", &server.public, ("Table = auto", ALL));
+    know(&server, &public);
+    let (done, told) = ringway(&host, &format!("up --background --workers 4 {path}"));
+    assert!(done, "{told}");
+    for way in [Way::Up, Way::Down] {
+        let report = Flow { way, streams: 4, ..Flow::tcp(&host, &far, FAR_V4) }.run();
+        assert!(report.rate > 1e6, "{way:?}: {report:?}");
+    }
+    let shown = json_of(&host, "show vpn0");
+    let workers = shown["dataplane"]["workers"].as_array().unwrap();
+    let handed = |worker: &Value| worker["counters"]["ringway_handed_over_total"].as_u64().unwrap();
+    assert_eq!(workers.iter().map(handed).collect::<Vec<_>>(), [0; 4], "{shown}");
+    assert_eq!(ringway(&host, "down vpn0"), (true, "vpn0: down\n".to_owned()));
+}
+
 #[test]
 fn everything_goes_through_a_gateway_of_another_hand_and_down_leaves_nothing() {
     let Some(lab) = Lab::with_traffic() else { return };

@@ -15,6 +15,7 @@ use crate::control::socket::{DIRECTORY, socket_path};
 use crate::control::uapi::format::{Show, ShowPeer};
 use crate::gateway::client;
 use crate::net::name::InterfaceName;
+use crate::noise::timers::Limits;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -71,6 +72,20 @@ fn understand(lines: &[String], now: SystemTime) -> Option<Status> {
     let show: Show = serde_json::from_str(answer.strip_prefix("json=").filter(|_| end == "errno=0")?).ok()?;
     let started = |peer: &ShowPeer| Status::of_session(peer, now) == Status::Started;
     Some(if show.peers.iter().any(started) { Status::Started } else { Status::ConnLost })
+}
+
+impl Status {
+    /// Of a session with this gateway. Without a keepalive the last handshake may be long ago because nobody had
+    /// anything to say.
+    #[must_use]
+    pub fn of_session(gateway: &ShowPeer, now: SystemTime) -> Self {
+        let is_kept = gateway.persistent_keepalive.is_some();
+        match gateway.handshake_age(now) {
+            Some(_) if gateway.lost => Self::ConnLost,
+            Some(age) if age <= Limits::PAPER.reject_after_time || !is_kept => Self::Started,
+            _ => Self::ConnLost,
+        }
+    }
 }
 
 /// The status of one connection and each that it changes to, as long as it is not dropped; looks four times a second.
@@ -150,6 +165,21 @@ mod tests {
             let text = format!("json={{\"peers\":[{}]}}\nerrno=0", peers.join(","));
             assert_eq!(told(&text), Some(status), "{text}");
         }
+    }
+
+    #[test]
+    fn an_old_session_is_lost_only_if_it_should_be_young() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
+        let status = |age: u64, persistent_keepalive, lost| {
+            let last_handshake = Some(10_000 - age);
+            let gateway = ShowPeer { persistent_keepalive, last_handshake, lost, ..ShowPeer::default() };
+            Status::of_session(&gateway, now)
+        };
+        assert_eq!(Status::of_session(&ShowPeer::default(), now), Status::ConnLost);
+        assert_eq!(status(180, Some(25), false), Status::Started);
+        assert_eq!(status(181, Some(25), false), Status::ConnLost);
+        assert_eq!(status(3600, None, false), Status::Started);
+        assert_eq!(status(9, None, true), Status::ConnLost);
     }
 
     #[test]
