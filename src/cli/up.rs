@@ -40,8 +40,8 @@ pub struct UpArgs {
     /// private networks within reach), always (on, and after the end until `ringway down --force`), off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = kill_switch)]
     kill_switch: KillSwitch,
-    /// Workers, each with a core, a queue and a socket of its own, or auto: one per core; one carries several gigabits a
-    /// second
+    /// Workers, each with a core, a queue and a socket of its own, or auto: one per core; a single one carries several
+    /// gigabits a second
     #[arg(long, value_name = "N", default_value_t = NonZeroU16::MIN, value_parser = super::device::workers)]
     workers: NonZeroU16,
     /// Return once the gateway has answered
