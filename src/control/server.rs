@@ -31,7 +31,8 @@ pub const MAX_CONNECTIONS: usize = 256;
 /// A connection on which nothing moves for so long is closed.
 pub const IDLE: Duration = Duration::from_secs(120);
 
-/// How often the socket's file is looked for.
+/// How often the socket's file is looked for, beside each time that a connection ends: so whoever removes it need not
+/// wait if he hangs up afterwards.
 const FILE_CHECK: Duration = Duration::from_secs(1);
 
 /// Room for lines being read; above [`MAX_LINE`].
@@ -74,9 +75,14 @@ pub async fn serve<D: DataPlane>(
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(result) = connections.next() => if let Err(error) = result {
-                tracing::debug!(%error, "UAPI: connection ended");
-            },
+            Some(result) = connections.next() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "UAPI: connection ended");
+                }
+                if !socket.is_there() {
+                    return Ok(End::SocketRemoved);
+                }
+            }
             _ = check.tick() => if !socket.is_there() {
                 return Ok(End::SocketRemoved);
             },

@@ -22,6 +22,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
@@ -62,7 +63,7 @@ const PROFILE: &str = "profile";
 /// How long the first handshake may take: four attempts.
 const PATIENCE: Duration = Duration::from_secs(18);
 /// Between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a client may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 /// What the control thread keeps: for netlink and kernel parameters.
@@ -570,10 +571,13 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
         if !is_client {
             bail!("{name} is a gateway's, run by process {pid}: stop that");
         }
+        // Who hangs up has the server look for its file at once.
+        let call = UnixStream::connect(&socket);
         fs::remove_file(&socket).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         })?;
+        drop(call);
         let begin = Instant::now();
         while home::holder(&directory)?.is_some() {
             if begin.elapsed() > ENDING {

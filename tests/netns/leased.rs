@@ -16,7 +16,7 @@ use crate::lab::{Host, Lab, machine, wait_until};
 use crate::manners::{SERVER, site};
 use crate::peer::{Implementation, Peer, Remote};
 use crate::topology::{GATEWAY_PORT, GATEWAY_V4, GATEWAY_V6, connect};
-use crate::traffic::{must_reach, ping};
+use crate::traffic::{Flow, Way, must_reach, ping};
 use crate::up::{ringway, status, write};
 
 /// Ten times and more what is expected.
@@ -315,5 +315,42 @@ fn with_the_kill_switch_an_exclusion_needs_the_profiles_consent() {
         assert!(ringway(&host, "down vpn0").0);
     }
     assert_eq!(ping(&host, "10.8.0.1", 1, 56), 1);
+    appliance.end();
+}
+
+/// Everything that a profile can change: addresses, routes, rules, resolver, kill switch; a hundred times, and traffic
+/// both ways in the first and the last of them.
+#[test]
+fn a_hundred_times_up_and_down_leave_nothing() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let (gateway, server) = site(&lab);
+    let host = client(&lab, &gateway, 0);
+    // Four in turn: how many frames a gateway takes of one peer in a second is limited.
+    let keys = [(); 4].map(|()| keys(&host));
+    let peers: String =
+        keys.iter().map(|(_, public)| format!("[[peer]]\npublic_key = \"{public}\"\n")).collect();
+    let appliance = Appliance::start(&gateway, "wg0", &content("dns = [\"100.64.0.1\"]\n", POOL, &peers));
+    let key = appliance.public_key();
+    let written = |cycle: usize| {
+        let (private, _) = &keys[cycle % keys.len()];
+        write(&host, "vpn0", &profile(private, &key, 0, "routes, dns, mtu", "0.0.0.0/0, ::/0"))
+    };
+    written(99);
+    let everything = || (state(&host), host.run("cat /etc/resolv.conf"), host.run("ls -R /run /var/run"));
+    let before = everything();
+    for cycle in 0..100 {
+        let (done, said) = up_with(&host, LASTING, &written(cycle), "");
+        assert!(done, "{cycle}: {said}");
+        if cycle % 99 == 0 {
+            assert!(host.run("nft list tables").contains("ringway-guard_vpn0"));
+            assert!(host.run("cat /etc/resolv.conf").contains("nameserver 100.64.0.1"));
+            for way in [Way::Up, Way::Down] {
+                let report = Flow { way, ..Flow::tcp(&host, &server, SERVER) }.run();
+                assert!(report.rate > 1e6, "{cycle}, {way:?}: {report:?}");
+            }
+        }
+        assert_eq!(ringway(&host, "down vpn0"), (true, "vpn0: down\n".to_owned()), "{cycle}");
+    }
+    assert_eq!(everything(), before);
     appliance.end();
 }
