@@ -87,12 +87,19 @@ pub(super) fn enter(invite: &Invite, conf: &Path, patience: Duration) -> anyhow:
     let peer = peer(&enrolled, public);
     let secrets = Secrets { private_key: Some(own.key.to_secret()), preshared_key: None };
     let lines = conf::conf(&gateway(&enrolled, invite, place), &peer, &secrets);
-    let mut text = Zeroizing::new(String::with_capacity(lines.len() + 256));
+    let mut text = Zeroizing::new(String::with_capacity(lines.len() + 256 + MAX_URI));
     text.push_str("# Ringway profile 1: made by `ringway join`, invite ");
     text.push_str(&invite.id);
     // Whoever joins a gateway takes from it later what it takes now.
     text.push_str("\n# ringway: accept = routes, dns, mtu\n");
     text.push_str(&lines);
+    let others: Vec<_> =
+        (0..).zip(&invite.places).filter(|(at, _)| *at != place).map(|(_, other)| other.as_str()).collect();
+    if !others.is_empty() {
+        text.push_str("# ringway: endpoints = ");
+        text.push_str(&others.join(", "));
+        text.push('\n');
+    }
     Draft::new(conf)?.write(text.as_bytes())?;
     own.forget();
     Ok(peer)

@@ -4,7 +4,8 @@
 //! 1. [`Contact::way_changed`]: another network, the same one after a pause, a host that slept: a handshake at once
 //! 2. [`Contact::look`]: what was sent is not answered for [`SILENCE`]: the same, since a gateway that has restarted
 //!    says nothing to packets of a session that it does not know
-//! 3. no answer: the next address of the gateway, [`FIRST_WAIT`] later; round after round, more slowly, for ever
+//! 3. no answer: the next address of the gateway, [`FIRST_WAIT`] later; round after round, more slowly, for ever. The
+//!    first initiation goes to an address of the other family as well: the first way that works has it
 //! 4. [`LOST`] without an answer: [`State::Lost`]; after the first round the name is asked for as well, and what it
 //!    yields is tried at once, before what was good earlier
 //! 5. an answer, to anything: [`State::Connected`], and the address that it came from is the first to be tried later
@@ -70,6 +71,8 @@ pub struct Seen {
 pub struct Steps {
     /// Send to this address from now on.
     pub endpoint: Option<SocketAddr>,
+    /// And the initiation to this one as well, of the other family.
+    pub rival: Option<SocketAddr>,
     /// A keepalive and a handshake, now.
     pub renew: bool,
     /// Ask for the gateway's name.
@@ -108,12 +111,11 @@ pub struct Contact {
 }
 
 impl Contact {
-    /// A gateway that may be at any of these addresses, in this order, and that has just been asked at the first one.
+    /// A gateway that may be at any of these addresses, in this order, and that is to be asked now.
     #[must_use]
     pub fn new(mut addresses: Vec<SocketAddr>, now: Time) -> Self {
         addresses.truncate(MAX_ADDRESSES);
-        let asked = u32::from(!addresses.is_empty());
-        let asking = Asking { since: now, due: now + FIRST_WAIT * asked, tries: asked, probe: false };
+        let asking = Asking { since: now, due: now, tries: 0, probe: false };
         Self {
             state: State::Connecting,
             heard: None,
@@ -232,10 +234,11 @@ impl Contact {
         }
         let count = addresses.len().max(1);
         // Those that this host has no way to are passed over; the first try is where it was.
-        let from = if asking.tries == 0 { self.at } else { self.at + 1 };
-        let next = (from..from + count)
-            .map(|at| at % count)
-            .find(|at| addresses.get(*at).is_some_and(|address| reaches(*address)));
+        let first = asking.tries == 0;
+        let from = if first { self.at } else { self.at + 1 };
+        let in_turn = || (from..from + count).map(|at| at % count);
+        let within_reach = |at: &usize| addresses.get(*at).is_some_and(|address| reaches(*address));
+        let next = in_turn().find(within_reach);
         let round = u32::try_from(count).map_or(0, |count| asking.tries / count);
         let wait = match round {
             _ if asked_for >= TENACITY => LAST_WAIT,
@@ -248,6 +251,13 @@ impl Contact {
         if let Some(at) = next {
             self.at = at;
             steps.endpoint = addresses.get(at).copied();
+            // At first only: a way that works in one direction alone would be the faster one each time.
+            if first {
+                let rival = in_turn().filter(within_reach).filter_map(|at| addresses.get(at).copied());
+                steps.rival = rival
+                    .into_iter()
+                    .find(|rival| steps.endpoint.is_some_and(|to| to.is_ipv4() != rival.is_ipv4()));
+            }
             steps.renew = true;
         }
         let (due, pause) = self.look_up;

@@ -114,8 +114,8 @@ pub struct Peer {
     pub public_key: PublicKey,
     /// `PresharedKey`
     pub preshared_key: Option<Secret>,
-    /// `Endpoint`, `HOST:PORT`.
-    pub endpoint: Option<String>,
+    /// `Endpoint`, `HOST:PORT`, and after it those of `# ringway: endpoints = …`: one gateway, tried in this order.
+    pub endpoints: Vec<String>,
     /// `AllowedIPs`
     pub allowed_ips: Vec<Prefix>,
     /// `PersistentKeepalive`, seconds; 0 for none.
@@ -223,7 +223,7 @@ impl Profile {
         for (number, line) in (1..).zip(text.lines()) {
             last = number;
             if let Some(own) = line.trim().strip_prefix(OWN) {
-                let peer = matches!(section, Some(Section::Peer(_)));
+                let peer = section.as_mut().and_then(Section::peer);
                 profile.own(own, peer).map_err(|wrong| (number, wrong))?;
                 continue;
             }
@@ -264,13 +264,23 @@ impl Profile {
     }
 
     /// What stands in a comment since wg-quick does not know it.
-    fn own(&mut self, line: &str, peer: bool) -> Result<(), String> {
-        let Some((key, value)) = line.split_once('=').filter(|(key, _)| key.trim() == "accept") else {
-            return Err(format!("{OWN} is followed by accept = WORDS"));
-        };
-        if peer {
-            return Err(format!("{key}= stands before the first [Peer]"));
+    fn own(&mut self, line: &str, peer: Option<&mut Draft>) -> Result<(), String> {
+        let (key, value) = line.split_once('=').unwrap_or((line, ""));
+        match (key.trim(), peer) {
+            ("accept", None) => self.accept(value),
+            ("accept", Some(_)) => Err("accept = stands before the first [Peer]".to_owned()),
+            ("endpoints", Some(peer)) => {
+                peer.others.extend(words(value).map(endpoint).collect::<Result<Vec<_>, _>>()?);
+                Ok(())
+            }
+            ("endpoints", None) => Err("endpoints = stands below a [Peer]".to_owned()),
+            _ => Err(format!(
+                "{OWN} is followed by accept = WORDS or, below a [Peer], endpoints = HOST:PORT, …"
+            )),
         }
+    }
+
+    fn accept(&mut self, value: &str) -> Result<(), String> {
         let Accept { routes, dns, mtu, exclusions } = &mut self.accept;
         for word in words(value) {
             *match word {
@@ -333,6 +343,13 @@ enum Section {
 }
 
 impl Section {
+    fn peer(&mut self) -> Option<&mut Draft> {
+        match self {
+            Self::Interface => None,
+            Self::Peer(draft) => Some(draft),
+        }
+    }
+
     /// The section before it is whole.
     fn after(self, before: Option<Self>, profile: &mut Profile) -> Result<Self, (usize, String)> {
         if let Some(Self::Peer(peer)) = before {
@@ -349,6 +366,8 @@ struct Draft {
     public_key: Option<PublicKey>,
     preshared_key: Option<Secret>,
     endpoint: Option<String>,
+    /// Beside it.
+    others: Vec<String>,
     allowed_ips: Vec<Prefix>,
     keepalive: u16,
 }
@@ -358,12 +377,9 @@ impl Draft {
         match key {
             "publickey" => self.public_key = Some(PublicKey(secret(value)?.0)),
             "presharedkey" => self.preshared_key = Some(secret(value)?),
-            "endpoint" => {
-                let (host, port) = value.rsplit_once(':').ok_or("an endpoint is HOST:PORT")?;
-                if host.is_empty() || port.parse::<u16>().unwrap_or(0) == 0 {
-                    return Err("an endpoint is HOST:PORT, or [ADDRESS]:PORT of IPv6".to_owned());
-                }
-                self.endpoint = Some(value.to_owned());
+            "endpoint" => self.endpoint = Some(endpoint(value)?),
+            "endpoints" => {
+                return Err(format!("wg-quick would not take this line: write `{OWN} endpoints = {value}`"));
             }
             "allowedips" => {
                 let mut addresses: Vec<Address> = Vec::new();
@@ -377,10 +393,19 @@ impl Draft {
     }
 
     fn done(self) -> Result<Peer, (usize, String)> {
-        let Self { line, public_key, preshared_key, endpoint, allowed_ips, keepalive } = self;
+        let Self { line, public_key, preshared_key, endpoint, others, allowed_ips, keepalive } = self;
         let public_key = public_key.ok_or_else(|| (line, "this [Peer] has no PublicKey".to_owned()))?;
-        Ok(Peer { public_key, preshared_key, endpoint, allowed_ips, keepalive })
+        let endpoints = endpoint.into_iter().chain(others).collect();
+        Ok(Peer { public_key, preshared_key, endpoints, allowed_ips, keepalive })
     }
+}
+
+fn endpoint(value: &str) -> Result<String, String> {
+    let (host, port) = value.rsplit_once(':').ok_or("an endpoint is HOST:PORT")?;
+    if host.is_empty() || port.parse::<u16>().unwrap_or(0) == 0 {
+        return Err("an endpoint is HOST:PORT, or [ADDRESS]:PORT of IPv6".to_owned());
+    }
+    Ok(value.to_owned())
 }
 
 fn words(value: &str) -> impl Iterator<Item = &str> {
@@ -448,8 +473,8 @@ mod tests {
         assert!(profile.save_config && profile.listen_port == 0);
         let [first, second] = &profile.peers[..] else { panic!("{:?}", profile.peers) };
         assert_eq!(format!("{:?}", first.allowed_ips), "[0.0.0.0/0, 10.0.0.0/8]");
-        assert_eq!((first.endpoint.as_deref(), first.keepalive), (Some("[fd00::1]:51820"), 25));
-        assert!(first.preshared_key.is_some() && second.endpoint.is_none() && second.keepalive == 0);
+        assert_eq!((first.endpoints.concat(), first.keepalive), ("[fd00::1]:51820".to_owned(), 25));
+        assert!(first.preshared_key.is_some() && second.endpoints.is_empty() && second.keepalive == 0);
     }
 
     #[test]
@@ -488,6 +513,7 @@ mod tests {
         for (line, at, why) in [
             ("[Interface]\n# ringway: accept = everything", 3, "none of routes"),
             ("# ringway: except = dns\n[Interface]", 2, "followed by accept"),
+            ("# ringway: endpoints = a:1\n[Interface]", 2, "below a [Peer]"),
             ("[Interface]\nAccept = dns", 3, "write `# ringway: accept = dns`"),
         ] {
             let (number, wrong) = with(line).unwrap_err();
@@ -495,6 +521,12 @@ mod tests {
         }
         let (_, wrong) = Profile::parse(&(whole() + "# ringway: accept = dns\n")).unwrap_err();
         assert!(wrong.contains("before the first [Peer]"), "{wrong}");
+        // The second peer has no Endpoint.
+        let places = |list: &str| Profile::parse(&format!("{}  # ringway: endpoints = {list}\n", whole()));
+        let read = places("a.example:1, [fd00::2]:2").unwrap();
+        assert_eq!(read.peers[0].endpoints, ["[fd00::1]:51820"]);
+        assert_eq!(read.peers[1].endpoints, ["a.example:1", "[fd00::2]:2"]);
+        assert!(places("a.example").unwrap_err().1.contains("HOST:PORT"));
         let leased = Profile::parse(&whole().replace("Address", "# ").replace("address", "# ")).unwrap();
         assert!(leased.addresses.is_empty());
     }

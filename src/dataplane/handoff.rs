@@ -142,8 +142,9 @@ pub enum ToWorker {
     ClearKeys(PeerId),
     /// Set by the operator; `wg set … endpoint`.
     SetEndpoint(PeerId, SocketAddr),
-    /// The way to the peer may be another one: a keepalive and a handshake now.
-    Renew(PeerId),
+    /// The way to the peer may be another one: a keepalive and a handshake now. The initiation goes to another address
+    /// as well, if there is one.
+    Renew(PeerId, Option<SocketAddr>),
     /// Persistent keepalive interval in seconds.
     SetKeepalive(PeerId, Option<u16>),
     /// Prefixes and their owners, for every worker's table.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
+use std::net::SocketAddr;
 
 use super::allowed_ips::AllowedIps;
 use super::frames::{Allowance, Lost};
@@ -65,6 +66,8 @@ pub struct Peers {
     count: usize,
     indices: HashMap<u32, u32, BuildHasherDefault<IndexHasher>>,
     wheel: Wheel,
+    /// Where the next initiation of a peer goes as well; of a client's gateways only.
+    rivals: Vec<(PeerId, SocketAddr)>,
     /// Prefix → (peer, owner), for the peers of every worker.
     pub allowed_ips: AllowedIps,
 }
@@ -79,6 +82,7 @@ impl Peers {
             count: 0,
             indices: HashMap::default(),
             wheel: Wheel::new(0, now),
+            rivals: Vec::new(),
             allowed_ips,
         }
     }
@@ -111,10 +115,26 @@ impl Peers {
     pub fn remove(&mut self, id: PeerId) {
         if self.by_id(id).is_some() {
             self.wheel.cancel(id.slot);
+            self.take_rival(id);
             let index = std::mem::replace(&mut self.slots[id.slot as usize], NOBODY);
             self.sessions.remove(index);
             self.count -= 1;
         }
+    }
+
+    /// The peer's next initiation goes to this address as well, or to none but its endpoint. The gateway takes the copy
+    /// that comes first, for the other one has the same timestamp; whence it answers is the endpoint from then on.
+    pub fn set_rival(&mut self, id: PeerId, rival: Option<SocketAddr>) {
+        self.take_rival(id);
+        if self.by_id(id).is_some() {
+            self.rivals.extend(rival.map(|rival| (id, rival)));
+        }
+    }
+
+    /// What was set, once.
+    pub fn take_rival(&mut self, id: PeerId) -> Option<SocketAddr> {
+        let at = self.rivals.iter().position(|(peer, _)| *peer == id)?;
+        Some(self.rivals.swap_remove(at).1)
     }
 
     /// The peer, if it is the one of this generation.

@@ -31,7 +31,7 @@ use crate::noise::peer_session::PeerSession;
 use crate::noise::timers::Limits;
 use crate::noise::{ToHandshaker, ToOwner};
 use crate::sys::clock;
-use crate::types::{PeerId, Suite, Time, WorkerId};
+use crate::types::{Endpoint, PeerId, Suite, Time, WorkerId};
 use crate::wire::frame::Bytes;
 
 mod due;
@@ -615,10 +615,11 @@ impl<I: Io> Worker<I> {
             ToOwner::SendInitiation { peer: id, message } => {
                 let Some(peer) = core.peers.by_id(id) else { return };
                 peer.session.initiation_sent(now);
-                if let Some(endpoint) = peer.session.endpoint() {
+                let endpoint = peer.session.endpoint();
+                let rival = core.peers.take_rival(id).map(Endpoint::new);
+                core.counters.drops.add(Drop::NoEndpoint, u64::from(endpoint.is_none()));
+                for endpoint in endpoint.into_iter().chain(rival) {
                     self.outbound.handshake(core, Some(id), endpoint, &message);
-                } else {
-                    core.counters.drops.count(Drop::NoEndpoint);
                 }
                 core.settle(id.slot);
             }
@@ -667,7 +668,10 @@ impl<I: Io> Worker<I> {
             ToWorker::SetEndpoint(id, remote) => {
                 self.with_session(id, |session, now| session.set_endpoint(Some(remote), now));
             }
-            ToWorker::Renew(id) => self.with_session(id, PeerSession::renew),
+            ToWorker::Renew(id, rival) => {
+                core.peers.set_rival(id, rival);
+                self.with_session(id, PeerSession::renew);
+            }
             ToWorker::SetKeepalive(id, interval) => {
                 self.with_session(id, |session, now| session.set_keepalive(interval, now));
             }

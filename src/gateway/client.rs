@@ -68,9 +68,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const ENDING: Duration = Duration::from_secs(10);
 /// What the control thread keeps: for netlink and kernel parameters.
 const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN];
-/// Makes a session begin at once, seconds; a profile's own takes its place.
-const BEGIN: u16 = 25;
-
 /// A client to run.
 #[derive(Debug)]
 pub struct Options {
@@ -291,11 +288,11 @@ impl Running {
     async fn first_handshake(&mut self, options: &Options) -> anyhow::Result<()> {
         let begin = Instant::now();
         let Self { serving: Serving { control, .. }, reconnect, lease, changed, .. } = self;
-        let asked: Vec<_> = options.profile.peers.iter().filter(|peer| peer.endpoint.is_some()).collect();
+        let asked: Vec<_> = options.profile.peers.iter().filter(|peer| !peer.endpoints.is_empty()).collect();
         if asked.is_empty() {
             return Ok(());
         }
-        let places: Vec<_> = asked.iter().filter_map(|peer| peer.endpoint.as_deref()).collect();
+        let places: Vec<_> = asked.iter().flat_map(|peer| &peer.endpoints).map(String::as_str).collect();
         (options.say)(&format!("{}: asking {}", options.name, places.join(", ")));
         let snapshot = loop {
             reconnect.step(control);
@@ -324,10 +321,12 @@ impl Running {
             options.name,
             begin.elapsed().as_secs_f64()
         ));
-        // What made the session begin is not the profile's.
-        let silent = options.profile.peers.iter().filter(|peer| peer.keepalive == 0);
-        let peers =
-            silent.map(|peer| PeerChange { keepalive: Some(None), ..PeerChange::new(peer.public_key) });
+        // Not before: each would begin a handshake of its own.
+        let lively = asked.into_iter().filter(|peer| peer.keepalive != 0);
+        let peers = lively.map(|peer| PeerChange {
+            keepalive: Some(Some(peer.keepalive)),
+            ..PeerChange::new(peer.public_key)
+        });
         let request = SetRequest { peers: peers.collect(), ..SetRequest::default() };
         let Control { device, dataplane, .. } = control;
         device.apply(request, dataplane).context("the keepalive")
@@ -492,12 +491,9 @@ fn request(profile: &mut Profile, places: &[Place]) -> anyhow::Result<SetRequest
     let mut peers = Vec::new();
     for peer in &mut profile.peers {
         let place = places.iter().find(|place| place.key == peer.public_key);
-        let endpoint = place.and_then(Place::first);
-        let begin = if peer.keepalive == 0 { BEGIN } else { peer.keepalive };
         peers.push(PeerChange {
             preshared_key: Some(peer.preshared_key.take()),
-            endpoint,
-            keepalive: endpoint.map(|_| Some(begin)),
+            endpoint: place.and_then(Place::first),
             allowed_ips: peer.allowed_ips.iter().copied().map(AllowedIp::Add).collect(),
             ..PeerChange::new(peer.public_key)
         });

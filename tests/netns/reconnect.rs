@@ -389,8 +389,35 @@ fn of_two_families_the_one_that_answers_is_taken() {
     let client = site.up(&profile);
     Held::through(&site.host);
     let rules = site.far.run("nft list chain inet filter input");
-    assert!(!rules.contains("packets 0"), "IPv6 was tried first: {rules}");
+    assert!(!rules.contains("packets 0"), "IPv6 was tried: {rules}");
+    let shown = json_of(&site.host, "show vpn0");
+    let counters = &shown["dataplane"]["handshake"];
+    assert_eq!(counters["ringway_initiations_sent_total"], 1, "at the same time: {counters}");
     let told = end(client);
     assert!(told.contains(&format!("vpn0: connected to {PLACE}:{GATEWAY_PORT} in ")), "{told}");
+    kill(dns);
+}
+
+/// One gateway at several places, of which some are nobody's: in the file's order, and by the others' names.
+#[test]
+fn a_profile_names_several_places_of_one_gateway() {
+    let Some(lab) = Lab::new() else { return };
+    let mut site = Site::new(&lab);
+    site.resolver("198.18.0.1");
+    let dns = site.dns(&[OTHER]);
+    let places = format!("nobody.invalid:7, {PLACE}:{GATEWAY_PORT}, gw.example.org:{GATEWAY_PORT}");
+    let client = site.up(&site.profile("198.19.0.77", ("", &format!("# ringway: endpoints = {places}"))));
+    let held = Held::through(&site.host);
+    let host = Arc::clone(&site.host);
+    let endpoint = || json_of(&host, "status vpn0")["peers"][0]["endpoint"].as_str().unwrap().to_owned();
+    assert_eq!(endpoint(), format!("{PLACE}:{GATEWAY_PORT}"));
+    site.kill_gateway();
+    site.far.run(&format!("ip address del {PLACE}/32 dev lo"));
+    site.far.run(&format!("ip address add {OTHER}/32 dev lo"));
+    site.start_gateway();
+    held.goes_on("with the gateway at another place of its profile");
+    assert_eq!(endpoint(), format!("{OTHER}:{GATEWAY_PORT}"));
+    drop(held);
+    end(client);
     kill(dns);
 }

@@ -179,10 +179,15 @@ fn a_profile_that_join_wrote_connects_and_its_commands_run_in_order() {
     let (host, far) = (lab.host("gateway"), lab.host("client"));
     connect(&lab, &host, &far, 0, 1520);
     let gateway = Appliance::start(&host, "wg0", &content(""));
-    let (uri, _) = invite(&host, "--name laptop");
+    let (uri, _) = invite(
+        &host,
+        "--name laptop --endpoint 198.18.0.99:7 --endpoint 198.18.0.1:51820 --endpoint vpn.invalid:7",
+    );
     let (code, told) = said(join(&far, &uri, "own.conf"));
     assert_eq!(code, Some(0), "{told}");
     let conf = fs::read_to_string(far.run_file("own.conf")).unwrap();
+    assert!(conf.contains("Endpoint = 198.18.0.1:51820\n"), "the one that answered");
+    assert!(conf.ends_with("# ringway: endpoints = 198.18.0.99:7, vpn.invalid:7\n"), "and the others");
     let hooks = ["PreUp", "PostUp", "PreDown", "PostDown"].map(|hook| {
         let look = "ip link show dev %i >/dev/null 2>&1 && echo there || echo gone";
         format!("{hook} = echo {hook} %i $({look}) >> /var/run/hooks\n")

@@ -36,7 +36,7 @@ fn tried(done: &[(u64, Steps)]) -> Vec<(u64, SocketAddr)> {
 /// One that has answered from the first address.
 fn connected(addresses: &[u8]) -> Contact {
     let mut contact = Contact::new(addresses.iter().map(|last| place(*last)).collect(), at(0));
-    assert_eq!(contact.look(seen(0, true, 1), at(0), |_| true), Steps::default());
+    assert!(contact.look(seen(0, false, 1), at(0), |_| true).renew);
     assert_eq!(contact.look(seen(92, false, addresses[0]), at(10), |_| true), Steps::default());
     assert_eq!(contact.state(), State::Connected);
     contact
@@ -46,7 +46,7 @@ fn connected(addresses: &[u8]) -> Contact {
 fn addresses_are_tried_in_turn_each_longer_than_before_and_for_ever() {
     let mut contact = Contact::new(vec![place(1), place(2)], at(0));
     let tried = tried(&done(&mut contact, seen(0, true, 1), 0, 8000));
-    let wanted = [(500, 2), (1000, 1), (2000, 2), (3000, 1), (5000, 2), (7000, 1)];
+    let wanted = [(0, 1), (500, 2), (1000, 1), (2000, 2), (3000, 1), (5000, 2), (7000, 1)];
     assert_eq!(tried, wanted.map(|(at, last)| (at, place(last))));
     assert_eq!(contact.state(), State::Lost);
     let later = self::tried(&done(&mut contact, seen(0, true, 1), 8000, 200_000));
@@ -58,6 +58,23 @@ fn addresses_are_tried_in_turn_each_longer_than_before_and_for_ever() {
     contact.look(seen(92, false, 2), at(200_000), |_| true);
     assert_eq!((contact.state(), contact.addresses()), (State::Connected, vec![place(2), place(1)]));
     assert_eq!(contact.next_look(at(200_000)), CALM);
+}
+
+#[test]
+fn an_address_of_each_family_is_asked_at_once() {
+    let sixth =
+        |last: u16| SocketAddr::from((std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last), 51820));
+    let mut contact = Contact::new(vec![sixth(1), place(1), sixth(2)], at(0));
+    let rivals = |done: &[(u64, Steps)]| {
+        done.iter().map(|(_, steps)| (steps.endpoint, steps.rival)).collect::<Vec<_>>()
+    };
+    let done = done(&mut contact, Seen::default(), 0, 1400);
+    let wanted = [(sixth(1), Some(place(1))), (place(1), None), (sixth(2), None)];
+    assert_eq!(rivals(&done), wanted.map(|(to, rival)| (Some(to), rival)));
+    // Of a family that this host has no way to, none.
+    contact.way_changed(Seen::default(), at(2000));
+    let steps = contact.look(Seen::default(), at(2000), |address| address.is_ipv6());
+    assert_eq!((steps.endpoint, steps.rival), (Some(sixth(1)), None));
 }
 
 #[test]

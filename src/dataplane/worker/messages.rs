@@ -88,7 +88,7 @@ fn messages_for_an_earlier_or_a_later_peer_in_the_slot_change_nothing() {
         bench.control(ToWorker::ClearKeys(peer));
         bench.control(ToWorker::SetEndpoint(peer, endpoint.remote));
         bench.control(ToWorker::SetKeepalive(peer, Some(1)));
-        bench.control(ToWorker::Renew(peer));
+        bench.control(ToWorker::Renew(peer, None));
         remove(&mut bench, peer);
         bench.turn();
         assert_eq!(bench.released(), [remote.keys.index], "what was not installed is given back");

@@ -12,7 +12,6 @@ use crate::metrics::histogram::Histogram;
 use crate::noise::Role;
 use crate::noise::peer_session::MAX_STAGED;
 use crate::noise::replay::REJECT_AFTER_MESSAGES;
-use crate::types::Endpoint;
 use crate::wire::wireguard::{INITIATION_LEN, RESPONSE_LEN};
 
 /// A packet from the network to `host`; `n` tells it from others.
@@ -269,10 +268,25 @@ fn keepalives_are_counted_and_written_nowhere() {
     bench.control(ToWorker::SetKeepalive(remote.id, Some(25)));
     assert_eq!(remote.keys.open(&bench.sent(&remote, 1)[0]), (1, vec![]));
     // Another way: the peer is told where we are, and asked for a new session.
-    bench.control(ToWorker::Renew(remote.id));
+    bench.control(ToWorker::Renew(remote.id, None));
     assert_eq!(remote.keys.open(&bench.sent(&remote, 1)[0]), (2, vec![]));
     let requests = bench.requests();
     assert!(matches!(requests[..], [Request::Protocol(ToHandshaker::Begin { .. })]), "{requests:?}");
+}
+
+#[test]
+fn one_initiation_goes_two_ways_and_the_next_one_does_not() {
+    let mut bench = Bench::wire();
+    let remote = bench.stranger(2);
+    for (rival, wanted) in [(Some((Ipv4Addr::LOCALHOST, 1).into()), 2), (None, 1)] {
+        bench.control(ToWorker::Renew(remote.id, rival));
+        for times in [wanted, 1] {
+            bench.link.keys(ToOwner::SendInitiation { peer: remote.id, message: [1; INITIATION_LEN] });
+            bench.turn();
+            assert_eq!(bench.sent(&remote, times), vec![vec![1; INITIATION_LEN]; times]);
+        }
+    }
+    bench.assert_drops(&[]);
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Lessee {
         told: Receiver<ToControl>,
     ) -> Option<Self> {
         let Profile { peers, accept, addresses, .. } = &options.profile;
-        let gateway = peers.iter().find(|peer| peer.endpoint.is_some())?;
+        let gateway = peers.iter().find(|peer| !peer.endpoints.is_empty())?;
         let of = |peer: &Peer| peer.allowed_ips.clone();
         let others = peers.iter().filter(|peer| peer.public_key != gateway.public_key).flat_map(of);
         let v4 =

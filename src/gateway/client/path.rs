@@ -182,7 +182,7 @@ mod tests {
         let peer = Peer {
             public_key: PublicKey([1; 32]),
             preshared_key: None,
-            endpoint: None,
+            endpoints: Vec::new(),
             allowed_ips: taken.iter().map(|prefix| prefix.parse().unwrap()).collect(),
             keepalive: 0,
         };

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -28,7 +29,7 @@ use crate::dataplane::handoff::ToWorker;
 use crate::gateway::Gateway;
 use crate::gateway::serving::block_on;
 use crate::net::dns;
-use crate::net::lookup::{LookupError, in_turn, lookup, servers, underlay};
+use crate::net::lookup::{in_turn, lookup, servers, underlay};
 use crate::net::monitor::{Monitor, Way};
 use crate::net::name::InterfaceName;
 use crate::sys::clock;
@@ -39,13 +40,20 @@ use crate::types::{Mark, PublicKey};
 pub(super) struct Place {
     /// Whose place it is.
     pub(super) key: PublicKey,
-    /// A name of the DNS, unless the profile has an address.
-    name: Option<String>,
-    port: u16,
-    /// What the name has, those first that this host has a way to.
+    /// What the profile says.
+    endpoints: Vec<Endpoint>,
+    /// What that comes to, in its order, but those first that this host has a way to.
     addresses: Vec<SocketAddr>,
-    /// The servers to ask for it, as they were before the tunnel.
+    /// The servers to ask for names, as they were before the tunnel.
     servers: Vec<IpAddr>,
+}
+
+/// `HOST:PORT`
+#[derive(Clone, Debug)]
+enum Endpoint {
+    Address(SocketAddr),
+    /// A name of the DNS.
+    Name(String, u16),
 }
 
 impl Place {
@@ -55,11 +63,56 @@ impl Place {
     }
 }
 
+impl Endpoint {
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let (name, port) = text.rsplit_once(':').with_context(|| format!("{text}: HOST:PORT"))?;
+        Ok(Self::Name(name.to_owned(), port.parse().with_context(|| format!("{text}: the port"))?))
+    }
+
+    /// By the host's resolver, or past the tunnel.
+    fn resolve(&self, servers: &[IpAddr], mark: Mark) -> anyhow::Result<Vec<SocketAddr>> {
+        let (name, port) = match self {
+            Self::Address(address) => return Ok(vec![*address]),
+            Self::Name(name, port) => (name, *port),
+        };
+        let found = match (name.as_str(), port).to_socket_addrs() {
+            Ok(found) => found.collect(),
+            Err(error) => by_ourselves(name, port, servers, mark).ok_or(error).with_context(|| {
+                format!(
+                    "{name}:{port}: the gateway's name is not resolved: is the network up, and does its DNS server \
+                     answer?"
+                )
+            })?,
+        };
+        if found.is_empty() {
+            anyhow::bail!("{name}:{port}: the gateway's name has no address");
+        }
+        Ok(in_turns(found))
+    }
+
+    /// Past the tunnel.
+    async fn look_up(&self, servers: &[IpAddr], mark: Mark) -> Vec<SocketAddr> {
+        match self {
+            Self::Address(address) => vec![*address],
+            Self::Name(name, port) => match lookup(name, servers, mark).await {
+                Ok(found) => in_turns(found.into_iter().map(|address| (address, *port).into()).collect()),
+                Err(error) => {
+                    tracing::info!(%error, "a gateway's name");
+                    Vec::new()
+                }
+            },
+        }
+    }
+}
+
 /// The addresses of a profile's gateways, while the host's own routes are in force. Where a killed client's kill switch
 /// keeps the host's resolver from asking, the servers of before are asked past it.
 ///
 /// # Errors
-/// A name that has no address, or nobody knows.
+/// A gateway of whose names none has an address, or is known to anybody.
 pub(super) fn resolve(profile: &Profile, link: &InterfaceName) -> anyhow::Result<Vec<Place>> {
     let host = dns::Host::here();
     let servers = servers(&dns::before(&host, link));
@@ -67,24 +120,25 @@ pub(super) fn resolve(profile: &Profile, link: &InterfaceName) -> anyhow::Result
     let mark = profile.mark.unwrap_or(MARK);
     let mut places = Vec::new();
     for peer in &profile.peers {
-        let Some(place) = &peer.endpoint else { continue };
-        let (name, port) = place.rsplit_once(':').with_context(|| format!("{place}: HOST:PORT"))?;
-        let port = port.parse().with_context(|| format!("{place}: the port"))?;
-        let literal = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        let found = match place.to_socket_addrs() {
-            Ok(found) => found.collect(),
-            Err(error) => by_ourselves(name, port, &known, mark).ok_or(error).with_context(|| {
-                format!(
-                    "{place}: the gateway's name is not resolved: is the network up, and does its DNS server answer?"
-                )
-            })?,
-        };
-        let name = literal.is_err().then(|| name.to_owned());
-        let addresses = ordered(found, mark);
-        if addresses.is_empty() {
-            anyhow::bail!("{place}: the gateway's name has no address");
+        let endpoints = peer.endpoints.iter().map(|text| Endpoint::parse(text));
+        let endpoints = endpoints.collect::<anyhow::Result<Vec<_>>>()?;
+        let (mut addresses, mut unknown) = (Vec::new(), None);
+        for endpoint in &endpoints {
+            match endpoint.resolve(&known, mark) {
+                Ok(found) => addresses.extend(found),
+                Err(error) => {
+                    tracing::info!("{error:#}");
+                    unknown = unknown.or(Some(error));
+                }
+            }
         }
-        places.push(Place { key: peer.public_key, name, port, addresses, servers: servers.clone() });
+        if let Some(error) = unknown.filter(|_| addresses.is_empty()) {
+            return Err(error);
+        }
+        if !endpoints.is_empty() {
+            let addresses = within_reach_first(addresses, mark);
+            places.push(Place { key: peer.public_key, endpoints, addresses, servers: servers.clone() });
+        }
     }
     Ok(places)
 }
@@ -95,11 +149,14 @@ fn by_ourselves(name: &str, port: u16, servers: &[IpAddr], mark: Mark) -> Option
     Some(found.into_iter().map(|address| SocketAddr::new(address, port)).collect())
 }
 
-/// The family that the resolver prefers first, then each in turn; those without a way last.
-fn ordered(found: Vec<SocketAddr>, mark: Mark) -> Vec<SocketAddr> {
+/// The family that the resolver prefers first, then each in turn.
+fn in_turns(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = found.first().map(SocketAddr::is_ipv4) else { return found };
     let (these, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|place| place.is_ipv4() == first);
-    let mut all = in_turn(these, others);
+    in_turn(these, others)
+}
+
+fn within_reach_first(mut all: Vec<SocketAddr>, mark: Mark) -> Vec<SocketAddr> {
     all.sort_by_key(|place| !reaches(*place, mark));
     all
 }
@@ -118,7 +175,7 @@ struct Remote {
     way: Option<Way>,
     /// The way may be another one.
     moved: bool,
-    asked: Option<JoinHandle<Result<Vec<IpAddr>, LookupError>>>,
+    asked: Option<JoinHandle<Vec<SocketAddr>>>,
 }
 
 /// All gateways of a client that have a place.
@@ -180,7 +237,7 @@ impl Reconnect {
                 remote.contact.way_changed(seen, now);
             }
             if let Some(found) = remote.found() {
-                remote.contact.looked_up(&ordered(found, self.mark), now);
+                remote.contact.looked_up(&within_reach_first(found, self.mark), now);
             }
             let before = remote.contact.state();
             let steps = remote.contact.look(seen, now, |place| reaches(place, self.mark));
@@ -193,7 +250,7 @@ impl Reconnect {
                 }
             }
             if steps.renew {
-                control.dataplane.tell(worker, ToWorker::Renew(id));
+                control.dataplane.tell(worker, ToWorker::Renew(id, steps.rival));
             }
             if steps.look_up {
                 remote.ask(&self.ours.borrow(), self.mark);
@@ -238,19 +295,26 @@ impl Reconnect {
 }
 
 impl Remote {
-    /// Asks for the name, if there is one and nobody asks already.
+    /// Asks for the names, if there are any and nobody asks already.
     fn ask(&mut self, ours: &[IpAddr], mark: Mark) {
-        let Some(name) = self.place.name.clone().filter(|_| self.asked.is_none()) else { return };
+        let endpoints = self.place.endpoints.clone();
+        let has_name = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Name(..)));
+        if !has_name || self.asked.is_some() {
+            return;
+        }
         let servers = underlay(&dns::Host::here().resolv_conf, ours, &self.place.servers);
-        self.asked = Some(tokio::spawn(async move { lookup(&name, &servers, mark).await }));
+        self.asked = Some(tokio::spawn(async move {
+            join_all(endpoints.iter().map(|endpoint| endpoint.look_up(&servers, mark))).await.concat()
+        }));
     }
 
     /// What has come of it.
     fn found(&mut self) -> Option<Vec<SocketAddr>> {
-        let done = self.asked.take_if(|asked| asked.is_finished())?.now_or_never()?;
-        let found = done.map_err(|_| LookupError::Silence).and_then(|found| found);
-        let found = found.inspect_err(|error| tracing::info!(%error, "a gateway's name")).ok()?;
-        Some(found.into_iter().map(|address| SocketAddr::new(address, self.place.port)).collect())
+        self.asked
+            .take_if(|asked| asked.is_finished())?
+            .now_or_never()?
+            .ok()
+            .filter(|found| !found.is_empty())
     }
 }
 
