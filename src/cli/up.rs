@@ -37,7 +37,8 @@ pub struct UpArgs {
     #[arg(long, value_name = "NAME")]
     name: Option<InterfaceName>,
     /// Let nothing leave this host but by the tunnel: auto (if the profile takes everything), on, local (on, with
-    /// private networks within reach), always (on, and after the end until `ringway down --force`), off
+    /// private networks within reach), off; always and always-local are on and local until `ringway down --force`,
+    /// also after the end
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = kill_switch)]
     kill_switch: KillSwitch,
     /// Workers, each with a core, a queue and a socket of its own, or auto: one per core; a single one carries several
@@ -120,9 +121,10 @@ fn kill_switch(word: &str) -> Result<KillSwitch, &'static str> {
         "auto" => Ok(KillSwitch::Auto),
         "on" => Ok(KillSwitch::On { local: false }),
         "local" => Ok(KillSwitch::On { local: true }),
-        "always" => Ok(KillSwitch::Stays),
+        "always" => Ok(KillSwitch::Stays { local: false }),
+        "always-local" => Ok(KillSwitch::Stays { local: true }),
         "off" => Ok(KillSwitch::Off),
-        _ => Err("it is none of auto, on, local, always, off"),
+        _ => Err("it is none of auto, on, local, always, always-local, off"),
     }
 }
 

@@ -105,7 +105,10 @@ pub enum KillSwitch {
         local: bool,
     },
     /// Always, and also when the client has ended: until [`down`] is told to use force.
-    Stays,
+    Stays {
+        /// As above.
+        local: bool,
+    },
     /// Never.
     Off,
 }
@@ -393,7 +396,7 @@ fn guard_options(options: &Options, config: &VpnConfig, mark: Mark) -> Option<gu
     let (local_network, stays) = match options.kill_switch {
         KillSwitch::Auto if everything => (false, false),
         KillSwitch::On { local } => (local, false),
-        KillSwitch::Stays => (false, true),
+        KillSwitch::Stays { local } => (local, true),
         KillSwitch::Auto | KillSwitch::Off => return None,
     };
     let addresses = config.addresses.iter().map(|address| address.address).collect();
@@ -402,10 +405,11 @@ fn guard_options(options: &Options, config: &VpnConfig, mark: Mark) -> Option<gu
 }
 
 /// Raises a profile's kill switch without a client, as before the network is up, until [`down`] is told to use force.
+/// With `local_network` hosts in private networks stay within reach.
 ///
 /// # Errors
 /// What is wrong with the profile; a client of this name runs, and has or has not its own; what nftables says.
-pub fn raise_alone(name: InterfaceName, profile: &Profile) -> anyhow::Result<()> {
+pub fn raise_alone(name: InterfaceName, profile: &Profile, local_network: bool) -> anyhow::Result<()> {
     if let Some(pid) = home::holder(&Path::new(RUN).join(name.as_str()))? {
         bail!("{name} is run by process {pid}: `ringway down {name}`, or `ringway up --kill-switch always`");
     }
@@ -414,8 +418,7 @@ pub fn raise_alone(name: InterfaceName, profile: &Profile) -> anyhow::Result<()>
     let addresses = config.addresses.iter().map(|address| address.address).collect();
     let mark = profile.mark.unwrap_or(MARK);
     let excluded = Vec::new();
-    let options =
-        guard::Options { tunnel: name, mark, addresses, local_network: false, excluded, stays: true };
+    let options = guard::Options { tunnel: name, mark, addresses, local_network, excluded, stays: true };
     Ok(Guard::raise(&options)?.lower()?)
 }
 

@@ -25,6 +25,7 @@ use super::exporter::Opened;
 use super::serving::status;
 use super::{Gateway, hosting, leasing, supervisor};
 use crate::config::{self, ConfigError};
+use crate::control::clients;
 use crate::control::dataplane::DataPlane as _;
 use crate::control::peers::{Peers, Site};
 use crate::control::reload::{Answer, Ask, Asked, Change, PeerDifference};
@@ -247,6 +248,10 @@ impl Reloader {
         put_pools(wanted, control)?;
         let Control { device, dataplane, leases, .. } = &mut *control.borrow_mut();
         leasing::find_homes(&mut request, wanted, device, leases.as_mut());
+        // While they have sessions; who is told and stays after all, since the rest is refused, hears of it soon.
+        for peer in request.peers.iter().filter(|peer| peer.remove) {
+            clients::dismiss(device, dataplane, &peer.public_key, "this client was removed");
+        }
         device.apply(request, dataplane).map_err(refused)?;
         Ok(page)
     }

@@ -81,6 +81,20 @@ fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
     assert_eq!(ringway(&host, "down vpn0 --force"), (true, "vpn0: down\n".to_owned()));
     assert_eq!((ping(&host, FAR_V4, 1, 56), ping(&host, FAR_V6, 1, 56)), (1, 1));
 
+    // A start that fails leaves it raised as well. With the local network within reach that is, and nothing else.
+    host.run("ip address add 10.9.0.2/24 dev e0");
+    far.address("f0", "10.9.0.1/24");
+    drop(server);
+    let (done, told) = ringway(&host, &format!("up --background --kill-switch always-local {path}"));
+    assert!(!done && told.contains("nobody listens"), "{told}");
+    let reached = |to: &str| ping(&host, to, 1, 56) == 1;
+    assert!(reached("10.9.0.1") && !reached(FAR_V4) && !reached(FAR_V6));
+    assert_eq!(ringway(&host, "down vpn0 --force"), (true, "vpn0: down\n".to_owned()));
+    assert!(ringway(&host, &format!("guard --local {path}")).0);
+    assert!(reached("10.9.0.1") && !reached(FAR_V4) && !reached(FAR_V6));
+    assert_eq!(ringway(&host, "down vpn0 --force"), (true, "vpn0: down\n".to_owned()));
+    assert!(reached("10.9.0.1") && reached(FAR_V4) && reached(FAR_V6));
+
     // There is no client, and something to take away all the same.
     let before = state(&host);
     assert!(ringway(&host, &format!("guard {path}")).0);

@@ -241,6 +241,10 @@ fn a_lease_that_ended_while_the_host_slept_is_gone_and_comes_back() {
     wait_until("it has its address again", SOON, || in_force(&host) == given);
     must_reach(&host, SERVER);
     assert_eq!(problem(&host, "vpn0"), "");
+    // Another file, without it.
+    file(&gateway, "wg0.toml", &content(&clients, POOL, ""));
+    run(&gateway, "reload --config /var/run/wg0.toml");
+    wait_until("it is told", SOON, || problem(&host, "vpn0") == "the gateway says: this client was removed");
     assert!(ringway(&host, "down vpn0").0);
     appliance.end();
 }
