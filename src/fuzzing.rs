@@ -6,11 +6,13 @@
 
 use std::net::IpAddr;
 
+mod client;
 mod control;
 mod enrolment;
 mod packets;
 mod protocol;
 
+pub use client::{echo, name_answer, profile};
 pub use control::{interface_name, uapi_set};
 pub use enrolment::enrolment;
 pub use packets::{coalesce, inner_packet, received, split};
@@ -30,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("allowed_ips", allowed_ips),
     ("coalesce", coalesce),
     ("datagram", datagram),
+    ("echo", echo),
     ("enrolment", enrolment),
     ("frame", frame),
     ("handshake", handshake),
@@ -37,6 +40,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("interface_name", interface_name),
     ("invite", invite),
     ("leasing", leasing),
+    ("name_answer", name_answer),
+    ("profile", profile),
     ("received", received),
     ("split", split),
     ("uapi_set", uapi_set),

@@ -216,7 +216,7 @@ fn is_roots_place(path: &Path) -> io::Result<bool> {
 
 impl Profile {
     /// The error has its line, counted from 1.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
+    pub(crate) fn parse(text: &str) -> Result<Self, (usize, String)> {
         let mut profile = Self::default();
         let mut section = None;
         let mut last = 0;

@@ -220,7 +220,7 @@ async fn by_stream(query: &[u8], server: SocketAddr, mark: Mark) -> io::Result<V
 
 /// What a message says to our question.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     /// None, if there is no such name or no such address.
     Addresses(Vec<IpAddr>),
     /// It is to be asked for over TCP.
@@ -239,7 +239,7 @@ fn query(name: &str, kind: TYPE, id: u16) -> Option<Vec<u8>> {
 }
 
 /// `None` for what is no answer to this question.
-fn read(bytes: &[u8], name: &str, kind: TYPE, id: u16) -> Option<Answer> {
+pub(crate) fn read(bytes: &[u8], name: &str, kind: TYPE, id: u16) -> Option<Answer> {
     let packet = Packet::parse(bytes).ok()?;
     let [question] = &packet.questions[..] else { return None };
     let is_ours = packet.id() == id
