@@ -4,9 +4,10 @@
 //! 2. fork, unless in the foreground: the parent waits for the verdict
 //! 3. lock: `/run/ringway/NAME/`; PreUp
 //! 4. device, sockets and threads ([`super::Gateway::start`]); keys and peers; UAPI socket
-//! 5. kill switch; addresses, routes, rules ([`crate::client::tunnel`]); resolver; PostUp
-//! 6. privileges are given up, unless programs are to be run later: commands, nft or resolvconf
-//! 7. the first handshake, or why there is none; now the parent exits
+//! 5. kill switch; addresses, routes, rules ([`crate::client::tunnel`]); resolver
+//! 6. PostUp; privileges are given up, unless programs are to be run later: commands, nft or resolvconf. Where a PostUp
+//!    would find no address yet, both come after the lease
+//! 7. the first handshake, or why there is none; the lease; now the parent exits
 //! 8. serve until a signal, or until [`down`] takes the socket away
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
@@ -151,7 +152,7 @@ async fn serve(
     let answered = tokio::select! {
         biased;
         () = &mut signalled => Ok(()),
-        answered = running.first_handshake(&options) => answered,
+        answered = running.first_contact(&options) => answered,
     };
     if let Err(error) = answered {
         running.undo(hooks, name).await;
@@ -271,10 +272,20 @@ impl Running {
 
     /// The resolver, PostUp, and the end of privileges.
     fn settle(&mut self, config: &VpnConfig, profile: &Profile, name: &InterfaceName) -> anyhow::Result<()> {
-        let hooks = &profile.hooks;
         if let Some(settings) = resolver(name, config) {
             self.changed.dns = Some(Dns::apply(&dns::Host::here(), &settings)?);
         }
+        if self.post_up_waits(profile) { Ok(()) } else { self.post_up(profile, name) }
+    }
+
+    /// Whether PostUp would find no address yet.
+    fn post_up_waits(&self, profile: &Profile) -> bool {
+        self.lease.is_some() && profile.addresses.is_empty() && !profile.hooks.post_up.is_empty()
+    }
+
+    /// PostUp, and the end of privileges.
+    fn post_up(&mut self, profile: &Profile, name: &InterfaceName) -> anyhow::Result<()> {
+        let hooks = &profile.hooks;
         hook("PostUp", &hooks.post_up, name)?;
         let Changed { dns, guard, .. } = &mut self.changed;
         let ends = dns.as_ref().is_none_or(Dns::ends_with_link) && !profile.accept.dns;
@@ -285,6 +296,13 @@ impl Running {
         }
         tracing::info!("commands, nft or resolvconf are to be run later: the control thread stays root");
         Ok(())
+    }
+
+    /// The first handshake, the lease, and what waited for them.
+    async fn first_contact(&mut self, options: &Options) -> anyhow::Result<()> {
+        self.first_handshake(options).await?;
+        let profile = &options.profile;
+        if self.post_up_waits(profile) { self.post_up(profile, &options.name) } else { Ok(()) }
     }
 
     /// Waits until some gateway has answered.
@@ -414,7 +432,7 @@ pub fn raise_alone(name: InterfaceName, profile: &Profile, local_network: bool) 
         bail!("{name} is run by process {pid}: `ringway down {name}`, or `ringway up --kill-switch always`");
     }
     let config = vpn_config(profile);
-    config.check().map_err(VpnError::from)?;
+    config.check_unaddressed().map_err(VpnError::from)?;
     let addresses = config.addresses.iter().map(|address| address.address).collect();
     let mark = profile.mark.unwrap_or(MARK);
     let excluded = Vec::new();

@@ -118,7 +118,10 @@ fn what_the_gateway_gives_is_in_force_and_again_when_it_changes() {
     let appliance =
         Appliance::start(&gateway, "wg0", &told("100.64.0.1", 1380, "\"198.19.0.0/24\", \"0.0.0.0/0\""));
     let conf = profile(&private, &appliance.public_key(), 0, "routes, dns, mtu", "100.64.0.0/10, fd64::/64");
-    let path = write(&host, "vpn0", &conf);
+    let found = "[Interface]\nPostUp = ip -o address show dev %i scope global > /var/run/found";
+    let path = write(&host, "vpn0", &conf.replace("[Interface]", found));
+    assert!(ringway(&host, &format!("guard {path}")).0, "without an address yet");
+    assert!(ringway(&host, "down vpn0 --force").0);
     let (before, resolver) = (state(&host), host.run("cat /etc/resolv.conf"));
 
     let (done, said) = up(&host, &path);
@@ -133,6 +136,8 @@ fn what_the_gateway_gives_is_in_force_and_again_when_it_changes() {
         "nameserver 100.64.0.1 search example.org".to_owned(),
     );
     assert_eq!(in_force(&host), first);
+    assert!(host.run("cat /var/run/found").contains("inet 100.65.0.0/32 "), "PostUp comes after the lease");
+    host.run("rm /var/run/found");
     for there in [GATEWAY_V4, GATEWAY_V6, SERVER] {
         must_reach(&host, there);
     }
