@@ -353,7 +353,7 @@ fn the_kill_switch_is_there_by_choice_and_so_is_the_local_network() {
         assert_eq!(state(&host), before, "{switch}");
     }
     let (done, told) = ringway(&host, &format!("up --kill-switch perhaps {path}"));
-    assert!(!done && told.contains("auto, on, local, always, off"), "{told}");
+    assert!(!done && told.contains("auto, on, local, always, always-local, off"), "{told}");
 }
 
 /// The MTU of a host's device.
