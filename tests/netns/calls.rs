@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -362,62 +363,113 @@ fn mtu(host: &Host, device: &str) -> u32 {
     shown.split(" mtu ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
+/// A way over which nothing is said of what is too large for it.
+struct Swallowing {
+    far: Arc<Host>,
+    middle: Arc<Host>,
+    host: Arc<Host>,
+    /// Addresses of the outer network are of IPv6.
+    v6: bool,
+}
+
+impl Swallowing {
+    fn new(lab: &Lab, v6: bool) -> Self {
+        let [far, middle, host] = ["far", "middle", "host"].map(|role| lab.host(role));
+        for ((a, a_if), (b, b_if), place) in
+            [((&far, "f0"), (&middle, "m0"), 0), ((&middle, "m1"), (&host, "e0"), 1)]
+        {
+            lab.link((a, a_if), (b, b_if), 1500);
+            for (at, link, number) in [(a, a_if, 1), (b, b_if, 2)] {
+                at.address(link, &format!("fd00:198:18:{place}::{number}/64"));
+                at.address(link, &format!("198.18.{place}.{number}/24"));
+            }
+        }
+        middle.run("sysctl -qw net.ipv6.conf.all.forwarding=1 net.ipv4.ip_forward=1");
+        for (at, v4, v6) in
+            [(&far, "198.18.0.2", "fd00:198:18::2"), (&host, "198.18.1.1", "fd00:198:18:1::1")]
+        {
+            at.run(&format!("ip route add default via {v4}"));
+            at.run(&format!("ip -6 route add default via {v6}"));
+        }
+        middle.run_with_input(
+            "nft -f -",
+            "table inet t { chain c { type filter hook output priority 0; icmpv6 type packet-too-big drop; }; }",
+        );
+        far.run_with_input(
+            "nft -f -",
+            "table ip t { chain c { type filter hook prerouting priority -450; ip frag-off & 0x3fff != 0 drop; }; }",
+        );
+        Self { far, middle, host, v6 }
+    }
+
+    /// From now on packets of more than `most` bytes do not arrive: IPv6 is not cut by routers, and of what is cut of
+    /// IPv4 nothing comes through.
+    fn narrow(&self, most: u32) {
+        self.middle.run(&format!("ip link set m0 mtu {most}"));
+    }
+
+    /// A plain gateway at one end, and our client at the other.
+    fn connected(&self) -> Peer {
+        let server = Peer::start(&self.far, Implementation::WireguardGo, "wg0", GATEWAY_PORT);
+        server.up(&[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], 1420);
+        let key = machine("wg genkey");
+        let public = self.host.run_with_input("wg pubkey", &key).trim().to_owned();
+        let place = if self.v6 { "[fd00:198:18::1]" } else { "198.18.0.1" };
+        let conf = format!(
+            "[Interface]\nPrivateKey = {key}Address = 100.64.0.2/32\n[Peer]\nPublicKey = {}\n\
+             Endpoint = {place}:{GATEWAY_PORT}\nAllowedIPs = 100.64.0.0/10\n",
+            server.public
+        );
+        know(&server, &public);
+        let path = write(&self.host, "vpn0", &conf);
+        let (done, told) = ringway(&self.host, &format!("up --background {path}"));
+        assert!(done, "{told}");
+        server
+    }
+
+    /// Whether the device's MTU is what packets of this size carry.
+    fn found(&self, most: u32) -> bool {
+        // IP, 8 bytes of UDP and 32 of WireGuard, and data is padded to 16.
+        let most = most - if self.v6 { 80 } else { 60 };
+        (most - 24..=most).contains(&mtu(&self.host, "vpn0"))
+    }
+
+    fn carries(&self, ways: &[Way]) {
+        for &way in ways {
+            let report = Flow { way, ..Flow::tcp(&self.host, &self.far, GATEWAY_V4) }.run();
+            assert!(report.rate > 5e6, "{way:?}: {report:?}");
+        }
+    }
+}
+
 /// A way of which the middle takes less than full packets, and says so to nobody.
 #[test]
 fn what_the_way_swallows_lowers_the_mtu_and_traffic_goes_on() {
     let Some(lab) = Lab::with_traffic() else { return };
-    let [far, middle, host] = ["far", "middle", "host"].map(|role| lab.host(role));
-    for ((a, a_if), (b, b_if), place) in
-        [((&far, "f0"), (&middle, "m0"), 0), ((&middle, "m1"), (&host, "e0"), 1)]
-    {
-        lab.link((a, a_if), (b, b_if), 1500);
-        a.address(a_if, &format!("fd00:198:18:{place}::1/64"));
-        b.address(b_if, &format!("fd00:198:18:{place}::2/64"));
-    }
-    middle.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
-    far.run("ip -6 route add default via fd00:198:18::2");
-    host.run("ip -6 route add default via fd00:198:18:1::1");
-    middle.run_with_input(
-        "nft -f -",
-        "table inet t { chain c { type filter hook output priority 0; icmpv6 type packet-too-big drop; }; }",
-    );
-    let narrow = |mtu: u32| middle.run(&format!("ip link set m0 mtu {mtu}"));
-    narrow(1400);
-    let server = Peer::start(&far, Implementation::WireguardGo, "wg0", GATEWAY_PORT);
-    server.up(&[&format!("{GATEWAY_V4}/10"), &format!("{GATEWAY_V6}/64")], 1420);
-    let key = machine("wg genkey");
-    let public = host.run_with_input("wg pubkey", &key).trim().to_owned();
-    let path = write(
-        &host,
-        "vpn0",
-        &format!(
-            "[Interface]\nPrivateKey = {key}Address = 100.64.0.2/32\n[Peer]\nPublicKey = {}\n\
-             Endpoint = [fd00:198:18::1]:{GATEWAY_PORT}\nAllowedIPs = 100.64.0.0/10\n",
-            server.public
-        ),
-    );
-    know(&server, &public);
-    let (done, told) = ringway(&host, &format!("up --background {path}"));
-    assert!(done, "{told}");
-    // 40 bytes of IPv6, 8 of UDP and 32 of WireGuard, and data is padded to 16.
-    let found = |link: u32| {
-        let most = link - 80;
-        (most - 24..=most).contains(&mtu(&host, "vpn0"))
-    };
-    wait_until("the MTU is found", Duration::from_secs(40), || found(1400));
-    for way in [Way::Up, Way::Down] {
-        let report = Flow { way, ..Flow::tcp(&host, &far, GATEWAY_V4) }.run();
-        assert!(report.rate > 5e6, "{way:?}: {report:?}");
-    }
+    let way = Swallowing::new(&lab, true);
+    way.narrow(1400);
+    let _server = way.connected();
+    wait_until("the MTU is found", Duration::from_secs(40), || way.found(1400));
+    way.carries(&[Way::Up, Way::Down]);
     // It narrows while it is used.
-    narrow(1340);
+    way.narrow(1340);
     let begin = Instant::now();
-    while !found(1340) {
-        assert!(begin.elapsed() < Duration::from_secs(50), "{}", mtu(&host, "vpn0"));
-        ping(&host, GATEWAY_V4, 1, 56);
+    while !way.found(1340) {
+        assert!(begin.elapsed() < Duration::from_secs(50), "{}", mtu(&way.host, "vpn0"));
+        ping(&way.host, GATEWAY_V4, 1, 56);
         std::thread::sleep(Duration::from_millis(300));
     }
-    let report = Flow::tcp(&host, &far, GATEWAY_V4).run();
-    assert!(report.rate > 5e6, "{report:?}");
-    assert_eq!(ringway(&host, "down vpn0").1, "vpn0: down\n");
+    way.carries(&[Way::Up]);
+    assert_eq!(ringway(&way.host, "down vpn0").1, "vpn0: down\n");
+}
+
+#[test]
+fn what_the_way_swallows_over_ipv4_lowers_the_mtu() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let way = Swallowing::new(&lab, false);
+    way.narrow(1000);
+    let _server = way.connected();
+    wait_until("the MTU is found", Duration::from_secs(40), || way.found(1000));
+    way.carries(&[Way::Up, Way::Down]);
+    assert_eq!(ringway(&way.host, "down vpn0").1, "vpn0: down\n");
 }
