@@ -9,9 +9,9 @@ use super::logging;
 use crate::client::connection::check_privilege;
 use crate::config::LogFormat;
 use crate::config::profile;
-use crate::gateway::client;
+use crate::gateway::client::{self, alone};
 
-/// `guard [--local] PROFILE|FILE`
+/// `guard [--local] [--watch] PROFILE|FILE`
 #[derive(Debug, Args)]
 pub struct GuardArgs {
     /// A profile below /etc/ringway/profiles by its name, or a file NAME.conf as wg-quick reads it
@@ -20,6 +20,10 @@ pub struct GuardArgs {
     /// Hosts in private networks stay within reach, but for asking them for names
     #[arg(long)]
     local: bool,
+    /// Stay, and put the kill switch back whenever somebody takes it away, as by `nft flush ruleset`; a running
+    /// `ringway up` does so itself
+    #[arg(long)]
+    watch: bool,
 }
 
 /// Does it.
@@ -30,8 +34,15 @@ pub fn run(args: &GuardArgs) -> anyhow::Result<()> {
     logging::start(LevelFilter::WARN, LogFormat::Text);
     check_privilege()?;
     let (name, path) = client::place(&args.profile).context("a profile is named after its device")?;
-    client::raise_alone(name.clone(), &profile::read(&path)?, args.local)?;
-    print(&format!(
-        "{name}: nothing leaves this host but by this tunnel, until `ringway down --force {name}`\n"
-    ))
+    let profile = profile::read(&path)?;
+    let told = || {
+        print(&format!(
+            "{name}: nothing leaves this host but by this tunnel, until `ringway down --force {name}`\n"
+        ))
+    };
+    if args.watch {
+        return alone::keep(&name, &profile, args.local, told);
+    }
+    alone::raise(&name, &profile, args.local)?;
+    told()
 }

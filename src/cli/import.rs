@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::admin::print;
 use crate::config::Gateway;
+use crate::config::wg_quick::{Line, Section, lines};
 use crate::control::peers::is_name;
 use crate::net::name::InterfaceName;
 use crate::types::{Address, PublicKey, Secret};
@@ -116,38 +117,35 @@ impl Server {
     /// The error has its line, counted from 1.
     fn parse(text: &str) -> Result<Self, (usize, String)> {
         let mut server = Self::default();
-        let (mut section, mut comment) = (String::new(), String::new());
-        for (number, line) in (1..).zip(text.lines()) {
-            let (line, note) = line.split_once('#').map_or((line, ""), |(line, note)| (line, note));
-            let line = line.trim();
-            if line.is_empty() {
-                // What stands above a peer is often its name.
-                if !note.is_empty() {
-                    comment = note.trim_matches(|letter: char| letter == '#' || letter == ' ').to_owned();
-                }
-                continue;
-            }
+        // What stands above a peer is often its name.
+        let (mut section, mut above) = (None, "");
+        for (number, line) in lines(text) {
             let wrong = |what: String| (number, what);
-            if line.starts_with('[') {
-                section = line.to_ascii_lowercase();
-                match section.as_str() {
-                    "[interface]" => {}
-                    "[peer]" => server.peers.push(server.new_peer(&comment, number)),
-                    _ => return Err(wrong(format!("{line} is no section of WireGuard's"))),
+            let (key, value) = match line.map_err(wrong)? {
+                Line::Comment(comment) => {
+                    if !comment.is_empty() {
+                        above = comment.trim_matches(|letter: char| letter == '#' || letter == ' ');
+                    }
+                    continue;
                 }
-                comment.clear();
-                continue;
-            }
-            let (key, value) = line.split_once('=').ok_or_else(|| wrong("no KEY = VALUE".to_owned()))?;
-            let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
-            let known = match (section.as_str(), server.peers.last_mut()) {
-                ("[interface]", _) => server.set(&key, value).map_err(wrong)?,
-                ("[peer]", Some(peer)) => peer.set(&key, value).map_err(wrong)?,
+                Line::Section(next) => {
+                    if next == Section::Peer {
+                        server.peers.push(server.new_peer(above, number));
+                    }
+                    (section, above) = (Some(next), "");
+                    continue;
+                }
+                Line::Setting { key, value } => (key, value),
+            };
+            let small = key.to_ascii_lowercase();
+            let known = match (section, server.peers.last_mut()) {
+                (Some(Section::Interface), _) => server.set(&small, value).map_err(wrong)?,
+                (Some(Section::Peer), Some(peer)) => peer.set(&small, value).map_err(wrong)?,
                 _ => return Err(wrong("this stands in no section".to_owned())),
             };
             if !known {
                 // Its value may be anything, and is the operator's own.
-                server.left.push((number, line.split('=').next().unwrap_or_default().trim().to_owned()));
+                server.left.push((number, key.to_owned()));
             }
         }
         if server.private_key.is_none() {
@@ -317,8 +315,8 @@ mod tests {
         assert_eq!(said("a = b"), "1: this stands in no section");
         assert_eq!(said("[Interface]\nPrivateKey = x"), "2: PrivateKey: a key has 44 characters of base64");
         assert_eq!(said("[Interface]\nMTU = x"), "2: x is no MTU");
-        assert_eq!(said("[Interface]\nhello"), "2: no KEY = VALUE");
-        assert_eq!(said("[Other]"), "1: [Other] is no section of WireGuard's");
+        assert_eq!(said("[Interface]\nhello"), "2: neither a section nor KEY = VALUE");
+        assert_eq!(said("[Other]"), "1: [Other] is no section: [Interface] and [Peer] are");
         let peer = "[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n[Peer]\n";
         assert_eq!(said(peer), "3: a peer without PublicKey");
         assert!(said(&format!("{peer}AllowedIPs = 10.0.0.0/33")).starts_with("4: 10.0.0.0/33: "));

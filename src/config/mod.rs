@@ -13,6 +13,7 @@ pub mod key;
 mod locate;
 pub mod profile;
 mod value;
+pub mod wg_quick;
 
 use std::fmt;
 use std::fs::File;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::wg_quick::{self, Line, lines};
 use crate::types::{Address, Mark, Prefix, PublicKey, Secret, is_domain};
 
 /// Where profiles are that are named without a path: `NAME.conf`.
@@ -17,7 +18,7 @@ const MAX_FILE: u64 = 4 << 20;
 /// Permissions that a profile, which holds a key, must not have.
 const OTHERS: u32 = 0o077;
 /// How a comment begins that is for Ringway.
-const OWN: &str = "# ringway:";
+const OWN: &str = " ringway:";
 /// Permissions that a file whose commands are run must not have.
 const WRITERS: u32 = 0o022;
 
@@ -220,36 +221,30 @@ impl Profile {
         let mut profile = Self::default();
         let mut section = None;
         let mut last = 0;
-        for (number, line) in (1..).zip(text.lines()) {
+        for (number, line) in lines(text) {
             last = number;
-            if let Some(own) = line.trim().strip_prefix(OWN) {
-                let peer = section.as_mut().and_then(Section::peer);
-                profile.own(own, peer).map_err(|wrong| (number, wrong))?;
-                continue;
-            }
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if line.is_empty() {
-                continue;
-            }
             let wrong = |what: String| (number, what);
-            if line.starts_with('[') {
-                section = Some(
-                    match line.to_ascii_lowercase().as_str() {
-                        "[interface]" => Section::Interface,
-                        "[peer]" => Section::Peer(Draft { line: number, ..Draft::default() }),
-                        _ => return Err(wrong(format!("{line} is no section"))),
+            match (line.map_err(wrong)?, &mut section) {
+                (Line::Comment(comment), section) => {
+                    if let Some(own) = comment.strip_prefix(OWN) {
+                        let peer = section.as_mut().and_then(Section::peer);
+                        profile.own(own, peer).map_err(wrong)?;
                     }
-                    .after(section.take(), &mut profile)?,
-                );
-                continue;
-            }
-            let (key, value) =
-                line.split_once('=').ok_or_else(|| wrong("neither a section nor KEY = VALUE".to_owned()))?;
-            let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
-            match &mut section {
-                Some(Section::Interface) => profile.interface(&key, value).map_err(wrong)?,
-                Some(Section::Peer(peer)) => peer.set(&key, value).map_err(wrong)?,
-                None => return Err(wrong("before the first section".to_owned())),
+                }
+                (Line::Section(next), _) => {
+                    let next = match next {
+                        wg_quick::Section::Interface => Section::Interface,
+                        wg_quick::Section::Peer => Section::Peer(Draft { line: number, ..Draft::default() }),
+                    };
+                    section = Some(next.after(section.take(), &mut profile)?);
+                }
+                (Line::Setting { key, value }, Some(Section::Interface)) => {
+                    profile.interface(&key.to_ascii_lowercase(), value).map_err(wrong)?;
+                }
+                (Line::Setting { key, value }, Some(Section::Peer(peer))) => {
+                    peer.set(&key.to_ascii_lowercase(), value).map_err(wrong)?;
+                }
+                (Line::Setting { .. }, None) => return Err(wrong("before the first section".to_owned())),
             }
         }
         if let Some(Section::Peer(peer)) = section {
@@ -275,7 +270,7 @@ impl Profile {
             }
             ("endpoints", None) => Err("endpoints = stands below a [Peer]".to_owned()),
             _ => Err(format!(
-                "{OWN} is followed by accept = WORDS or, below a [Peer], endpoints = HOST:PORT, …"
+                "#{OWN} is followed by accept = WORDS or, below a [Peer], endpoints = HOST:PORT, …"
             )),
         }
     }
@@ -329,7 +324,7 @@ impl Profile {
             "predown" => pre_down.push(value.to_owned()),
             "postdown" => post_down.push(value.to_owned()),
             "accept" => {
-                return Err(format!("wg-quick would not take this line: write `{OWN} accept = {value}`"));
+                return Err(format!("wg-quick would not take this line: write `#{OWN} accept = {value}`"));
             }
             _ => return Err(format!("{key} is no key of [Interface]")),
         }
@@ -379,7 +374,7 @@ impl Draft {
             "presharedkey" => self.preshared_key = Some(secret(value)?),
             "endpoint" => self.endpoint = Some(endpoint(value)?),
             "endpoints" => {
-                return Err(format!("wg-quick would not take this line: write `{OWN} endpoints = {value}`"));
+                return Err(format!("wg-quick would not take this line: write `#{OWN} endpoints = {value}`"));
             }
             "allowedips" => {
                 let mut addresses: Vec<Address> = Vec::new();

@@ -11,6 +11,7 @@
 //! 8. serve until a signal, or until [`down`] takes the socket away
 //! 9. PreDown; resolver; routes and rules; kill switch; device; PostDown; lock
 
+pub mod alone;
 mod lease;
 pub mod path;
 mod reconnect;
@@ -422,24 +423,6 @@ fn guard_options(options: &Options, config: &VpnConfig, mark: Mark) -> Option<gu
     Some(guard::Options { tunnel, mark, addresses, local_network, excluded: Vec::new(), stays })
 }
 
-/// Raises a profile's kill switch without a client, as before the network is up, until [`down`] is told to use force.
-/// With `local_network` hosts in private networks stay within reach.
-///
-/// # Errors
-/// What is wrong with the profile; a client of this name runs, and has or has not its own; what nftables says.
-pub fn raise_alone(name: InterfaceName, profile: &Profile, local_network: bool) -> anyhow::Result<()> {
-    if let Some(pid) = home::holder(&Path::new(RUN).join(name.as_str()))? {
-        bail!("{name} is run by process {pid}: `ringway down {name}`, or `ringway up --kill-switch always`");
-    }
-    let config = vpn_config(profile);
-    config.check_unaddressed().map_err(VpnError::from)?;
-    let addresses = config.addresses.iter().map(|address| address.address).collect();
-    let mark = profile.mark.unwrap_or(MARK);
-    let excluded = Vec::new();
-    let options = guard::Options { tunnel: name, mark, addresses, local_network, excluded, stays: true };
-    Ok(Guard::raise(&options)?.lower()?)
-}
-
 fn lower(guard: Option<Guard>) {
     if let Some(Err(error)) = guard.map(Guard::lower) {
         tracing::error!(%error, "nothing leaves this host: `ringway down --force` takes the rules away");
@@ -525,6 +508,18 @@ fn request(profile: &mut Profile, places: &[Place]) -> anyhow::Result<SetRequest
     Ok(SetRequest { private_key: Some(Some(key)), fwmark, peers, ..SetRequest::default() })
 }
 
+/// Waits until nobody holds a directory any more; false if that takes too long.
+fn ends(directory: &Path) -> io::Result<bool> {
+    let begin = Instant::now();
+    while home::holder(directory)?.is_some() {
+        if begin.elapsed() > ENDING {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(true)
+}
+
 /// The device's name and the file of a profile that is named so: one of [`profile::DIRECTORY`] by its name, or a file
 /// `NAME.conf`.
 ///
@@ -595,12 +590,8 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
             _ => Err(error),
         })?;
         drop(call);
-        let begin = Instant::now();
-        while home::holder(&directory)?.is_some() {
-            if begin.elapsed() > ENDING {
-                bail!("process {pid} does not end: kill -9 {pid}, then `ringway down --force {name}`");
-            }
-            std::thread::sleep(LOOK_AGAIN);
+        if !ends(&directory)? {
+            bail!("process {pid} does not end: kill -9 {pid}, then `ringway down --force {name}`");
         }
         if !force {
             let stays = guard::raised(name) == Some(guard::Raised::Stays);
@@ -612,6 +603,7 @@ pub fn down(name: &InterfaceName, force: bool) -> anyhow::Result<Ended> {
         }
         return Err(VpnError::NoSuchVpn(name.clone()).into());
     }
+    alone::end(name)?;
     let left = directory.join(PROFILE).exists();
     let raised = guard::raised(name).is_some();
     let cleaned = block_on(async { Ok(tunnel::clean(name, Path::new(RUN)).await?) })?;

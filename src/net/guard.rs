@@ -78,6 +78,18 @@ impl Guard {
     /// # Errors
     /// See [`GuardError`].
     pub fn raise(options: &Options) -> Result<Self, GuardError> {
+        Self::raise_unless(options, || false)
+    }
+
+    /// The same, and leaves the rules alone while `others` says that somebody else keeps them: what these make of them
+    /// is not foreign. Once they are gone the rules are put back as they are to be here.
+    ///
+    /// # Errors
+    /// See [`GuardError`].
+    pub fn raise_unless(
+        options: &Options,
+        others: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Self, GuardError> {
         check(options)?;
         let stop = EventFd::new().map_err(GuardError::Watch)?;
         let stays = options.stays || raised(&options.tunnel) == Some(Raised::Stays);
@@ -86,7 +98,10 @@ impl Guard {
         let watch = Watch::open(stop.clone()).map_err(GuardError::Watch)?;
         let rules = Arc::new(Mutex::new(Rules::load(options)?));
         let mut guard = Self { rules: Arc::clone(&rules), stop, watch: None };
-        match std::thread::Builder::new().name("ringway-guard".to_owned()).spawn(move || watch.run(&rules)) {
+        match std::thread::Builder::new()
+            .name("ringway-guard".to_owned())
+            .spawn(move || watch.run(&rules, &others))
+        {
             Ok(thread) => guard.watch = Some(thread),
             Err(error) => {
                 lock(&guard.rules).delete()?;

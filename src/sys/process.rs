@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
@@ -194,6 +195,16 @@ pub fn no_core_dumps() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `none` is valid to read from.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) }).map(drop)
+}
+
+/// Asks a process to end (SIGTERM, kill(2)).
+///
+/// # Errors
+/// ESRCH: it is gone. EPERM.
+pub fn terminate(pid: NonZeroU32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid.get()).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: kill takes no pointers; the number is one process's, neither 0 nor negative.
+    check(unsafe { libc::kill(pid, libc::SIGTERM) }).map(drop)
 }
 
 /// Runs `job` with this file creation mask and restores the old one, also when the job unwinds: a socket is private

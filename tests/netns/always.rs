@@ -2,15 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::appliance::state;
+use crate::appliance::{program, state};
+use crate::dropin::text;
 use crate::guard::{arrives, datagram};
-use crate::lab::{Host, Lab};
+use crate::lab::{Host, Lab, machine, wait_until};
 use crate::topology::GATEWAY_V4;
 use crate::traffic::{must_reach, ping};
-use crate::up::{know, profile, ringway, server};
+use crate::up::{know, profile, ringway, server, status};
 use crate::vpn::{FAR_V4, FAR_V6};
 
+/// Ten times and more what is expected.
+const SOON: Duration = Duration::from_secs(20);
 /// What a host says on a link to get an address and neighbours, and nothing else.
 const ALLOWED: [&str; 7] = ["arp", "icmp6 133", "icmp6 134", "icmp6 135", "icmp6 136", "udp4 67", "udp6 547"];
 
@@ -106,4 +111,58 @@ fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
     fs::write(host.run_file("vpn0.conf"), "[Interface]\n").unwrap();
     assert!(!ringway(&host, &format!("guard {path}")).0);
     assert_eq!(host.run("nft list ruleset"), "");
+}
+
+/// `ringway guard --watch` and a client by turns: whatever somebody takes away comes back, and neither takes the other
+/// for somebody else.
+#[test]
+fn what_is_taken_away_comes_back_whoever_keeps_it() {
+    let Some(lab) = Lab::new() else { return };
+    let (far, host) = (lab.host("far"), lab.host("host"));
+    far.address("lo", &format!("{FAR_V4}/32"));
+    far.address("lo", &format!("{FAR_V6}/128"));
+    let server = server(&far);
+    let (path, public) = profile(&host, "vpn0", &server.public, ("", "AllowedIPs = 0.0.0.0/0, ::/0"));
+    know(&server, &public);
+    let before = state(&host);
+    let guard =
+        || host.line(&format!("{} guard --watch {path}", program())).stdout(Stdio::piped()).spawn().unwrap();
+    let mut keeper = guard();
+    let table = || host.attempt("nft list table inet ringway-guard_vpn0");
+    let raised = || table().status.success();
+    wait_until("it is raised", SOON, raised);
+    let restored = |when: &str| {
+        host.run("nft flush ruleset");
+        wait_until(&format!("it is back {when}"), SOON, raised);
+    };
+    restored("before there is a link");
+    plug(&lab, &far, &host);
+    wait_until("the link is held", SOON, || host.run("nft list ruleset").contains("device \"e0\""));
+    assert_held(&far, &host, "with the keeper");
+    let mut second = guard();
+    assert!(!second.wait().unwrap().success(), "one is enough");
+
+    for end in ["down", "kill"] {
+        let (done, told) = ringway(&host, &format!("up --background --kill-switch always {path}"));
+        assert!(done, "{told}");
+        must_reach(&host, FAR_V6);
+        restored("with the client");
+        // Each load has a number, and whoever fights puts a new one in force again and again.
+        let rules = table().stdout;
+        std::thread::sleep(Duration::from_millis(2500));
+        assert_eq!(text(&table().stdout), text(&rules));
+        if end == "down" {
+            assert!(ringway(&host, "down vpn0").0);
+        } else {
+            let pid = status(&host, "vpn0")["process"].as_u64().unwrap();
+            machine(&format!("kill -KILL {pid}"));
+            wait_until("it is gone", SOON, || status(&host, "vpn0")["status"] == "killed");
+        }
+        restored("with the keeper again");
+        assert_held(&far, &host, end);
+    }
+    assert_eq!(ringway(&host, "down vpn0 --force"), (true, "vpn0: down\n".to_owned()));
+    assert!(keeper.wait().unwrap().success() && !raised());
+    host.run("ip link del e0");
+    assert_eq!(state(&host), before);
 }

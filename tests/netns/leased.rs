@@ -277,6 +277,18 @@ fn who_gets_no_address_is_told_why_and_nothing_stays() {
         "{said}"
     );
     assert_eq!(state(&hosts[1]), before);
+    // A pool that is drained renews leases and gives none.
+    run(&gateway, "pool drain small");
+    let until = || status(&hosts[0], "vpn0")["lease"]["until"].as_u64().unwrap();
+    let then = until();
+    wait_until("it is renewed", SOON, || until() > then);
+    must_reach(&hosts[0], GATEWAY_V4);
+    assert!(ringway(&hosts[0], "down vpn0").0);
+    let (done, said) = up(&hosts[0], &paths[0]);
+    assert!(!done && said.contains("the gateway has no free address"), "{said}");
+    run(&gateway, "pool undrain small");
+    let (done, said) = up(&hosts[0], &paths[0]);
+    assert!(done, "{said}");
     assert!(ringway(&hosts[0], "down vpn0").0);
     // Nobody's pool is for it.
     let closed = small.replace("ipv4", "groups = [\"others\"]\nipv4");

@@ -28,7 +28,7 @@ fn raise_with(options: &Options, frames: bool) -> Guard {
     let watch = Watch::open(stop.clone()).unwrap();
     let rules = Arc::new(Mutex::new(Rules::load_with(options, frames).unwrap()));
     let watched = Arc::clone(&rules);
-    Guard { rules, stop, watch: Some(std::thread::spawn(move || watch.run(&watched))) }
+    Guard { rules, stop, watch: Some(std::thread::spawn(move || watch.run(&watched, &|| false))) }
 }
 
 #[test]

@@ -19,7 +19,7 @@ const ROUTE: isize = 0;
 const LINKS: u32 = 1;
 /// Without a reason to look again.
 const LONG: Duration = Duration::from_secs(3600);
-/// After rules that could not be put back.
+/// After rules that could not be put back, or that others keep.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is listened to. The sockets belong to the network namespace in which they were opened, as the thread does.
@@ -38,35 +38,42 @@ impl Watch {
         Ok(Self { changes: Notices::open()?, links, stop })
     }
 
-    /// Until it is told to stop.
-    pub(super) fn run(self, rules: &Mutex<Rules>) {
-        let mut failing = false;
+    /// Until it is told to stop. Nothing is done while `others` keep the rules.
+    pub(super) fn run(self, rules: &Mutex<Rules>, others: &dyn Fn() -> bool) {
+        let mut due = false;
         loop {
-            let wait = if failing { AGAIN } else { LONG };
+            let wait = if due { AGAIN } else { LONG };
             let waited = poll::readable(&[self.stop.as_fd(), self.changes.as_fd(), self.links.as_fd()], wait);
             if self.stop.drain() {
                 return;
             }
             let kept = waited.map_err(|error| NftError::Refused(error.to_string()));
-            let kept = kept.and_then(|()| self.keep(rules, failing));
-            if let Err(error) = &kept {
-                tracing::error!(%error, "the kill switch cannot be put back; trying again");
-            }
-            failing = kept.is_err();
+            due = match kept.and_then(|()| self.keep(rules, due, others)) {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::error!(%error, "the kill switch cannot be put back; trying again");
+                    true
+                }
+            };
         }
     }
 
-    fn keep(&self, rules: &Mutex<Rules>, failed: bool) -> Result<(), NftError> {
+    /// Whether something is still to be done, as it was before if it was `due`.
+    fn keep(&self, rules: &Mutex<Rules>, due: bool, others: &dyn Fn() -> bool) -> Result<bool, NftError> {
         let linked = self.drain_links();
         let mut rules = lock(rules);
         let told = self.changes.read().map_err(|error| NftError::Refused(format!("notices: {error}")))?;
-        if rules.digest(&told) || failed {
+        let changed = rules.digest(&told) || due;
+        if others() {
+            return Ok(changed || linked);
+        }
+        if changed {
             rules.restore()?;
             tracing::warn!("somebody else changed the rules of the kill switch; they are back");
         } else if linked {
             rules.follow_links()?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Whether links came, changed or went. What was lost came all the same.
