@@ -29,8 +29,8 @@ use crate::sys::{clock, poll};
 use crate::types::{Endpoint, PeerId, PublicKey, Secret, Suite, Time, WorkerId};
 use crate::wire::wireguard::{COOKIE_REPLY_LEN, INITIATION_LEN, Kind, TransportHeader};
 
-/// Receives from a socket per turn, of [`MANY`] messages each.
-const RECEIVES_PER_TURN: usize = 8;
+/// So many messages of a socket end its part of a turn; the last receive may bring more.
+const MESSAGES_PER_TURN: usize = 8 * MANY;
 /// Messages worked on per turn: about 2 ms of cryptography, so that requests do not wait longer.
 const WORK_PER_TURN: usize = 16;
 /// How often pending handshakes are looked through for those that are too old.
@@ -226,27 +226,39 @@ impl HandshakeThread {
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut behind = false;
         for fd in sockets.iter().flatten() {
-            let emptied = (0..RECEIVES_PER_TURN).any(|_| !self.receive_from(fd, &mut buffers));
-            behind |= !emptied;
+            let mut messages = 0;
+            behind |= loop {
+                let (count, full) = self.receive_from(fd, &mut buffers);
+                messages += count;
+                if !full || messages >= MESSAGES_PER_TURN {
+                    break full;
+                }
+            };
         }
         self.buffers = buffers;
         self.admission.set_behind(behind);
         self.reply();
     }
 
-    /// Takes what one receive gives; false if there was less than it could take.
-    fn receive_from(&mut self, fd: &impl AsFd, buffers: &mut [Box<[u8]>]) -> bool {
-        let Ok(received) = socket::recv_many(fd, buffers) else { return false };
-        let full = received.is_full();
+    /// Takes what one receive gives: how many messages, and whether there may be more of them.
+    fn receive_from(&mut self, fd: &impl AsFd, buffers: &mut [Box<[u8]>]) -> (usize, bool) {
+        let Ok(received) = socket::recv_many(fd, buffers) else { return (0, false) };
+        let (mut count, full) = (0, received.is_full());
         for (received, buffer) in received.into_iter().zip(buffers) {
             let Ok(received) = received else { continue };
             let endpoint = Endpoint { remote: received.remote, source: received.source };
             match buffer.get(..received.len) {
-                Some(bytes) if !received.truncated => self.datagram(bytes, endpoint, received.tos),
+                Some(run) if !received.truncated => {
+                    let segment = received.segment.map_or(run.len(), usize::from).max(1);
+                    for bytes in run.chunks(segment) {
+                        self.datagram(bytes, endpoint, received.tos);
+                        count += 1;
+                    }
+                }
                 _ => self.counters.drops.count(Drop::Oversized),
             }
         }
-        full
+        (count, full)
     }
 
     fn datagram(&mut self, bytes: &[u8], endpoint: Endpoint, tos: u8) {

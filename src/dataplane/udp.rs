@@ -213,16 +213,17 @@ fn join(
 ) -> Result<Vec<OwnedFd>, UdpError> {
     let failed = |action| move |source| UdpError::Other { action, source };
     socket::set_reuse_port(&first).map_err(failed("share the port of"))?;
-    // An older kernel without UDP_GRO hands over single datagrams: slower, and right.
+    // All of them: to learn whether it may put datagrams together, the kernel asks any socket of the group, by the
+    // addresses' hash and without the program (`udp_gro_receive`, net/ipv4/udp_offload.c). One without the option would
+    // have it hand over every datagram of some peers by itself. An older kernel without UDP_GRO does so always: slower,
+    // and right.
     let _ = socket::set_gro(&first, true);
     let mut group = vec![first];
-    for place in 1..=workers {
+    for _ in 1..=workers {
         let next = make(domain).map_err(failed("open"))?;
         configure(&next, domain, mark)?;
         socket::set_reuse_port(&next).map_err(failed("share the port of"))?;
-        if place < workers {
-            let _ = socket::set_gro(&next, true);
-        }
+        let _ = socket::set_gro(&next, true);
         next.bind(&any(domain, port).into()).map_err(failed("bind"))?;
         group.push(next);
     }

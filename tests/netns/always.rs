@@ -3,21 +3,34 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::appliance::{program, state};
 use crate::dropin::text;
 use crate::guard::{arrives, datagram};
 use crate::lab::{Host, Lab, machine, wait_until};
+use crate::peer::Peer;
 use crate::topology::GATEWAY_V4;
 use crate::traffic::{must_reach, ping};
-use crate::up::{know, profile, ringway, server, status};
+use crate::up::{ALL, know, profile, ringway, server, status};
 use crate::vpn::{FAR_V4, FAR_V6};
 
 /// Ten times and more what is expected.
 const SOON: Duration = Duration::from_secs(20);
 /// What a host says on a link to get an address and neighbours, and nothing else.
 const ALLOWED: [&str; 7] = ["arp", "icmp6 133", "icmp6 134", "icmp6 135", "icmp6 136", "udp4 67", "udp6 547"];
+
+/// A gateway, and a host without a link that has a profile of it.
+fn apart(lab: &Lab) -> (Arc<Host>, Arc<Host>, Peer, String) {
+    let (far, host) = (lab.host("far"), lab.host("host"));
+    far.address("lo", &format!("{FAR_V4}/32"));
+    far.address("lo", &format!("{FAR_V6}/128"));
+    let server = server(&far);
+    let (path, public) = profile(&host, "vpn0", &server.public, ("", ALL));
+    know(&server, &public);
+    (far, host, server, path)
+}
 
 /// The link comes, with addresses and routes.
 fn plug(lab: &Lab, far: &Host, host: &Host) {
@@ -57,12 +70,7 @@ fn assert_held(far: &Host, host: &Host, when: &str) {
 #[test]
 fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
     let Some(lab) = Lab::new() else { return };
-    let (far, host) = (lab.host("far"), lab.host("host"));
-    far.address("lo", &format!("{FAR_V4}/32"));
-    far.address("lo", &format!("{FAR_V6}/128"));
-    let server = server(&far);
-    let (path, public) = profile(&host, "vpn0", &server.public, ("", "AllowedIPs = 0.0.0.0/0, ::/0"));
-    know(&server, &public);
+    let (far, host, server, path) = apart(&lab);
     let (done, told) = ringway(&host, &format!("guard {path}"));
     assert!(done && told.contains("until `ringway down --force vpn0`"), "{told}");
     plug(&lab, &far, &host);
@@ -118,12 +126,7 @@ fn nothing_leaves_from_before_there_is_a_link_until_force_takes_it_away() {
 #[test]
 fn what_is_taken_away_comes_back_whoever_keeps_it() {
     let Some(lab) = Lab::new() else { return };
-    let (far, host) = (lab.host("far"), lab.host("host"));
-    far.address("lo", &format!("{FAR_V4}/32"));
-    far.address("lo", &format!("{FAR_V6}/128"));
-    let server = server(&far);
-    let (path, public) = profile(&host, "vpn0", &server.public, ("", "AllowedIPs = 0.0.0.0/0, ::/0"));
-    know(&server, &public);
+    let (far, host, _server, path) = apart(&lab);
     let before = state(&host);
     let guard =
         || host.line(&format!("{} guard --watch {path}", program())).stdout(Stdio::piped()).spawn().unwrap();

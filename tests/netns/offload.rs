@@ -268,3 +268,49 @@ fn a_narrow_link_on_the_way_loses_no_full_packet() {
         assert_eq!(gateway.drops(&["send_failed"]).unwrap_or(0), 0);
     }
 }
+
+/// Packets are cut before they go over the link, as into a network card, and put together by the receiver's kernel,
+/// whatever port they come from.
+#[test]
+fn what_a_card_cuts_is_put_together_whatever_the_port() {
+    let Some(lab) = Lab::with_traffic() else { return };
+    let site = Plan::new(Implementation::ringway(), Implementation::ringway()).build(&lab);
+    let (client, gateway) = (&site.clients[0], &site.gateway);
+    for host in [&client.host, &gateway.host] {
+        let links = host.run("ip -o link show type veth");
+        let link = links.split(": ").nth(1).unwrap().split('@').next().unwrap();
+        host.run(&format!("ethtool -K {link} tso off tx-udp-segmentation off gro on"));
+    }
+    let counts = || {
+        let count = |metric| gateway.counter(metric).unwrap();
+        (count("ringway_receives_total"), count("ringway_tun_written_segments_total"))
+    };
+    for port in 40_000..40_008 {
+        client.set(&format!("listen-port {port}"));
+        client.renew();
+        must_reach(&client.host, GATEWAY_V4);
+        let before = counts();
+        Flow { seconds: 1, ..Flow::tcp(&client.host, &gateway.host, GATEWAY_V4) }.run();
+        let after = counts();
+        let (receives, packets) = (after.0 - before.0, after.1 - before.1);
+        assert!(packets > 5 * receives, "{port}: {packets} packets by {receives} receives");
+    }
+}
+
+/// A run of datagrams may reach the socket for handshakes as one, and each of them counts.
+#[test]
+fn a_run_of_initiations_is_looked_at_one_by_one() {
+    let Some(lab) = Lab::new() else { return };
+    let site = Plan::new(Implementation::ringway(), Implementation::ringway()).build(&lab);
+    let (client, gateway) = (&site.clients[0], &site.gateway);
+    // UDP_SEGMENT of linux/udp.h.
+    let runs = format!(
+        "use IO::Socket::INET; for (1..20) {{ my $s = IO::Socket::INET->new(Proto => 'udp', PeerAddr => \
+         '198.18.0.1', PeerPort => {GATEWAY_PORT}) or die; setsockopt($s, 17, 103, pack('i', 148)) or die; \
+         send($s, (pack('C', 1) . \"\\0\" x 147) x 5, 0) or die; }}"
+    );
+    let received = || gateway.counter("ringway_handshake_messages_total").unwrap();
+    let before = received();
+    assert!(client.host.command("perl").args(["-e", &runs]).status().unwrap().success());
+    wait_until("all have been looked at", Duration::from_secs(10), || received() >= before + 100);
+}
