@@ -118,10 +118,9 @@ impl Offloads {
     }
 }
 
-/// UDP_GRO on the workers' sockets; the handshake thread, whose are the last, takes datagrams one by one.
+/// UDP_GRO on all sockets: the kernel asks any one of a group whether it may put datagrams together.
 fn set_receive(sockets: &[Sockets], on: bool) -> io::Result<()> {
-    let workers = sockets.split_last().map_or(&[][..], |(_, workers)| workers);
-    for fd in workers.iter().flat_map(|sockets| [&sockets.v4, &sockets.v6]).flatten() {
+    for fd in sockets.iter().flat_map(|sockets| [&sockets.v4, &sockets.v6]).flatten() {
         socket::set_gro(fd, on)?;
     }
     Ok(())

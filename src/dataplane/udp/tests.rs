@@ -242,7 +242,7 @@ fn runs_are_coalesced_for_workers_and_for_the_handshake_thread() {
             assert_eq!(&buffer[..got.len], run);
             // A run of initiations counts as garbage (its length is that of the run); the socket that the hash names
             // gets it, whole, whichever that is.
-            let mut initiation = vec![0; 148];
+            let mut initiation = [0; 148];
             initiation[0] = 1;
             let mut places = [false; 2];
             for _ in 0..40 {
