@@ -272,12 +272,25 @@ fn made_here(host: &Host, gateway: &Appliance, id: &str, seconds: u64) -> Invite
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let keys = [use_key(&invite.secret, 0).public().to_base64()];
-    let body = json!({ "keys": keys, "prefix": id, "expires": now + seconds }).to_string();
-    let socket = "/var/run/ringway/wg0/admin.sock";
-    let mut curl = host.command("curl");
-    curl.args(["-s", "-f", "--unix-socket", socket, "-X", "PUT", "-d", &body]);
-    assert!(curl.arg(format!("http://x/v1/invites/{id}")).output().unwrap().status.success());
+    let body = json!({ "keys": keys, "prefix": id, "expires": now + seconds });
+    call(host, "PUT", &format!("/v1/invites/{id}"), &body);
     invite
+}
+
+/// Asks the API of the gateway itself.
+pub(crate) fn call(host: &Host, method: &str, path: &str, body: &Value) {
+    let mut curl = host.command("curl");
+    curl.args([
+        "-s",
+        "-f",
+        "--unix-socket",
+        "/var/run/ringway/wg0/admin.sock",
+        "-X",
+        method,
+        "-d",
+        &body.to_string(),
+    ]);
+    assert!(curl.arg(format!("http://x{path}")).output().unwrap().status.success());
 }
 
 #[test]

@@ -4,14 +4,14 @@
 use std::io::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use crate::admin::{json_of, run};
 use crate::appliance::{Appliance, file, head, program, state};
 use crate::dropin::text;
-use crate::enrolment::invite;
+use crate::enrolment::{call, invite};
 use crate::lab::{Host, Lab, machine, wait_until};
 use crate::manners::{SERVER, site};
 use crate::peer::{Implementation, Peer, Remote};
@@ -194,6 +194,14 @@ fn who_has_an_invite_is_up_and_hears_what_is_wrong_at_the_gateway() {
     });
     assert!(ringway(&host, "status").1.contains("\n  problem: the gateway says: this client is disabled\n"));
     run(&gateway, "peer enable laptop");
+    wait_until("all is well again", SOON, || problem(&host, "office").is_empty());
+    must_reach(&host, SERVER);
+    let soon = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + 2;
+    call(&gateway, "PATCH", "/v1/peers/laptop", &json!({ "expires": soon }));
+    wait_until("its time is over", SOON, || {
+        problem(&host, "office") == "the gateway says: this client's time is over"
+    });
+    run(&gateway, "peer set laptop --expires never");
     wait_until("all is well again", SOON, || problem(&host, "office").is_empty());
     must_reach(&host, SERVER);
     appliance.end();
