@@ -136,6 +136,8 @@ lab_interface() { # ROLE INTERFACE [up]
 # busy with the first.
 lab_iperf3_server() { # ROLE LOG COMMAND... (iperf3, or a prefix and iperf3)
     local tries=0
+    # What an earlier one said is there until the new one has begun.
+    rm -f -- "$2"
     lab_start "$@" -s -1 --forceflush
     until grep -qs listening "$2"; do
         [ $((tries += 1)) -le 200 ] || { echo "iperf3 does not listen on $1" >&2; return 1; }
