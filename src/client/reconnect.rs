@@ -236,9 +236,11 @@ impl Contact {
         // Those that this host has no way to are passed over; the first try is where it was.
         let first = asking.tries == 0;
         let from = if first { self.at } else { self.at + 1 };
-        let in_turn = || (from..from + count).map(|at| at % count);
-        let within_reach = |at: &usize| addresses.get(*at).is_some_and(|address| reaches(*address));
-        let next = in_turn().find(within_reach);
+        let in_turn = || {
+            let places = (from..from + count).map(|at| at % count);
+            places.filter_map(|at| Some((at, *addresses.get(at)?)))
+        };
+        let next = in_turn().find(|(_, address)| reaches(*address));
         let round = u32::try_from(count).map_or(0, |count| asking.tries / count);
         let wait = match round {
             _ if asked_for >= TENACITY => LAST_WAIT,
@@ -248,17 +250,15 @@ impl Contact {
         };
         asking.due = now + wait;
         asking.tries = asking.tries.saturating_add(1);
-        if let Some(at) = next {
+        if let Some((at, to)) = next {
             self.at = at;
-            steps.endpoint = addresses.get(at).copied();
+            steps.endpoint = Some(to);
+            steps.renew = true;
             // At first only: a way that works in one direction alone would be the faster one each time.
             if first {
-                let rival = in_turn().filter(within_reach).filter_map(|at| addresses.get(at).copied());
-                steps.rival = rival
-                    .into_iter()
-                    .find(|rival| steps.endpoint.is_some_and(|to| to.is_ipv4() != rival.is_ipv4()));
+                let mut others = in_turn().map(|(_, other)| other);
+                steps.rival = others.find(|other| other.is_ipv4() != to.is_ipv4() && reaches(*other));
             }
-            steps.renew = true;
         }
         let (due, pause) = self.look_up;
         if (round >= 1 || next.is_none()) && due.is_none_or(|due| due <= now) {

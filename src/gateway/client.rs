@@ -70,6 +70,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const ENDING: Duration = Duration::from_secs(10);
 /// What the control thread keeps: for netlink and kernel parameters.
 const KEPT: &[Capability] = &[Capability::CAP_NET_ADMIN];
+
 /// A client to run.
 #[derive(Debug)]
 pub struct Options {
